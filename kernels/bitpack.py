@@ -1,0 +1,57 @@
+"""Bits of signs: bit c % 64 of word c // 64 is channel c, 1 = +1 (x >= 0); bits past the last channel are 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .jit import jit
+from .simd import load, nonnegative_bits, popcount
+
+
+@jit
+def pack_pixel(values: Any, at: int, words: Any, word_at: int, channels: int) -> None:
+    """Pack the signs of float32 values[at : at + channels] into words[word_at : ...].
+
+    Reads up to the next multiple of 16 values; what lies there is ignored.
+    """
+    for first in range(0, channels, 64):
+        word = np.uint64(0)
+        for c in range(first, min(first + 64, channels), 16):
+            word |= nonnegative_bits(load(values, at + c)) << np.uint64(c - first)
+        if channels - first < 64:
+            word &= (np.uint64(1) << np.uint64(channels - first)) - np.uint64(1)
+        words[word_at + first // 64] = word
+
+
+@jit
+def pack(values: Any, channels: int, stride: int, words: Any) -> None:
+    """Pack float32 values[P * stride] (the first `channels` of each pixel) into uint64 words[P * ceil(channels/64)].
+
+    stride must be a multiple of 16, or the array must have 16 values to spare.  One comparison of 16
+    values and one shift each: bound by reading 4 bytes a bit.
+    """
+    per_pixel = (channels + 63) // 64
+    for p in range(len(words) // per_pixel):
+        pack_pixel(values, p * stride, words, p * per_pixel, channels)
+
+
+@jit
+def diff_into_padded(x: Any, s: Any, last: Any, diff: Any) -> int:
+    """Compare a packed frame with the last one; keep the new one; return the number of flipped bits.
+
+    x : uint64[h * w * words].  last, diff : uint64[hp * wp * words], the padded last frame (replaced by x)
+    and the flips d = x ^ last; the border of both is left alone (a padding value never flips).
+    """
+    flips = 0
+    for y in range(s.h):
+        row = ((y + s.pt) * s.wp + s.pl) * s.words
+        source = y * s.w * s.words
+        for i in range(s.w * s.words):
+            word = x[source + i]
+            flip = word ^ last[row + i]
+            diff[row + i] = flip
+            last[row + i] = word
+            flips += np.int64(popcount(flip))
+    return flips

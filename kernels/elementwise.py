@@ -1,0 +1,128 @@
+"""Everything between two convolutions, fused: a program run over a list of pixels.
+
+A program is a list of instructions on registers; a register holds one value a channel for a block of
+pixels small enough to stay in the first-level cache. Each instruction rounds as its layer's definition
+says (product and sum apart), so a fused chain equals its layers run one after another.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from .bitpack import pack_pixel
+from .jit import jit
+from .simd import counts_to_dots, differs, get, load, relu, splat, store
+
+#: float32 values a register holds (4 KB), or one pixel's channels where those are more.
+REGISTER = 1024
+#: int64 fields of an instruction: operation, target register, and up to five operands.
+FIELDS = 7
+
+
+class Op(IntEnum):
+    """Operations and their operands: r is the target register, the rest registers, sizes, or arena offsets."""
+
+    LOAD = 0  #: r, float32 tensor, elements a pixel
+    DOTS = 1  #: r, uint16 mismatches, lanes a pixel, constants alpha, constants bias, int32 valid bits a pixel
+    AFFINE = 2  #: r, source register, constants scale, constants shift
+    RELU = 3  #: r, source register
+    ADD = 4  #: r, source register, source register
+    STORE = 5  #: r, float32 tensor, elements a pixel, change mask
+    SIGN = 6  #: r, uint64 bits, words a pixel, channels
+
+
+LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN = (int(op) for op in Op)
+
+
+@jit
+def run_program(
+    program: Any,
+    width: int,
+    constants: Any,
+    valid: Any,
+    floats: Any,
+    counts: Any,
+    bits: Any,
+    masks: Any,
+    pixels: Any,
+    count: int,
+    registers: Any,
+) -> None:
+    """Run the program over the listed pixels.
+
+    program : int64[n * FIELDS].  width : channels, padded to a multiple of 32.  constants : float32.
+    valid : int32.  floats, counts, bits, masks : the stream's float32, uint16, uint64 and uint8 arenas.
+    registers : float32[r * max(REGISTER, width)].  A stored pixel is marked changed if any of its bits differs.
+    """
+    span = max(1024, width)
+    block = span // width
+    for first in range(0, count, block):
+        n = min(block, count - first)
+        for at in range(0, len(program), 7):
+            op = program[at]
+            target = program[at + 1] * span
+            a, b, c, d = program[at + 2], program[at + 3], program[at + 4], program[at + 5]
+            if op == LOAD:
+                for i in range(n):
+                    source = a + pixels[first + i] * b
+                    for lane in range(0, width, 16):
+                        store(registers, target + i * width + lane, load(floats, source + lane))
+            elif op == DOTS:
+                bits_inside = program[at + 6]
+                for i in range(n):
+                    p = pixels[first + i]
+                    inside = get(valid, bits_inside + p)
+                    for lane in range(0, width, 16):
+                        dots = counts_to_dots(counts, a + p * b + lane, inside)
+                        value = dots * load(constants, c + lane) + load(constants, d + lane)
+                        store(registers, target + i * width + lane, value)
+            elif op == AFFINE:
+                source = a * span
+                for lane in range(0, width, 16):
+                    scale, shift = load(constants, b + lane), load(constants, c + lane)
+                    for i in range(lane, n * width, width):
+                        store(registers, target + i, load(registers, source + i) * scale + shift)
+            elif op == RELU:
+                for i in range(0, n * width, 16):
+                    store(registers, target + i, relu(load(registers, a * span + i)))
+            elif op == ADD:
+                for i in range(0, n * width, 16):
+                    total = load(registers, a * span + i) + load(registers, b * span + i)
+                    store(registers, target + i, total)
+            elif op == STORE:
+                for i in range(n):
+                    p = pixels[first + i]
+                    new = False
+                    for lane in range(0, width, 16):
+                        value = load(registers, target + i * width + lane)
+                        new |= differs(value, load(floats, a + p * b + lane))
+                        store(floats, a + p * b + lane, value)
+                    masks[c + p] = new
+            else:
+                for i in range(n):
+                    pack_pixel(registers, target + i * width, bits, a + pixels[first + i] * b, c)
+
+
+@jit
+def normalise(frame: Any, last: Any, table: Any, x: Any, changed: Any, all_pixels: bool) -> int:
+    """Input values of the pixels that differ from the last frame. Returns their number.
+
+    frame, last : uint8[P * 3]; last is replaced.  table : float32[256 * 3].  x : float32[P * 3].
+    changed : uint8[P].
+    """
+    count = 0
+    for p in range(len(changed)):
+        i = 3 * p
+        new = all_pixels
+        for c in range(3):
+            new |= frame[i + c] != last[i + c]
+        changed[p] = new
+        if new:
+            count += 1
+            for c in range(3):
+                last[i + c] = frame[i + c]
+                x[i + c] = table[frame[i + c] * 3 + c]
+    return count

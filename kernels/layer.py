@@ -1,0 +1,124 @@
+"""One binary layer by itself, and the registry of kernels that compute it: for tests and benchmarks.
+
+The engine runs the same kernels from a plan (frame.py); here each has its own arrays and can be called
+alone. `VARIANTS` is the one list of kernels: a new one is tested and timed by adding it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import rows, xnor
+from .bitpack import diff_into_padded
+from .simd import aligned
+from .step import STEP, geometry, segment_offsets, window_starts
+
+
+class BinaryLayer:
+    """Weights, geometry and state of a binary convolution.
+
+    weight : uint64[Cout, kH, kW, Cw].  shape : (H, W, Cin) of the input.  padding : (top, bottom, left, right).
+    `load` takes a packed frame; a variant then brings `mismatches` up to date; `dots` reads the result.
+    """
+
+    def __init__(
+        self,
+        weight: Any,
+        shape: tuple[int, int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        pad_value: int = 0,
+    ) -> None:
+        cout, kernel, channels = weight.shape[0], weight.shape[1:3], shape[2]
+        step = geometry(shape, cout, kernel, stride, padding, dilation, binary=True)
+        step["tile"] = rows.tile_pixels(int(step["out_words"]), dilation[1] == 1 or kernel[1] == 1)
+        self.table = rows.build_table(weight, channels, step)
+        self.weights = xnor.pack_weights(weight).reshape(-1)
+        self.classes, self.outside, self.valid = xnor.outside_tables(weight, step)
+        self.zero_padded = pad_value == 0
+        if not self.zero_padded:
+            self.valid[:] = kernel[0] * kernel[1] * channels
+
+        self.outputs = int(step["ho"] * step["wo"])
+        padded = int(step["hp"] * step["wp"] * step["words"])
+        self.last, self.diff = aligned(padded + 8, np.uint64), aligned(padded + 8, np.uint64)
+        if pad_value == 1:
+            self.last[:padded].reshape(-1, int(step["words"]))[:] = padding_word_mask(channels)
+        self.mismatches = aligned(self.outputs * int(step["lanes"]) + 64, np.uint16)
+        self.changed = np.zeros(self.outputs, np.uint8)
+        self.starts, self.segment_at = window_starts(step), segment_offsets(step)
+        self.lane_starts = np.arange(self.outputs) * int(step["lanes"])
+        self.pixels = np.arange(self.outputs + 8)
+        bits = shape[0] * shape[1] * channels
+        self.entries, self.places = np.zeros(bits + 80, np.int32), np.zeros(bits + 80, np.int32)
+        self.row_starts = np.zeros(int(step["hp"] * (step["wp"] + 1)) + 8, np.int64)
+        self.scratch = aligned(72, np.uint64)
+        self.flips = 0
+        self.step = np.array([step], STEP)[0]
+
+    def load(self, bits: Any) -> None:
+        """Make `bits`, uint64[H, W, Cw], the current frame, and note what flipped since the last one."""
+        self.flips = diff_into_padded(bits.reshape(-1), self.step, self.last, self.diff)
+
+    def dots(self) -> Any:
+        """int64[Ho, Wo, Cout]: sums of the +-1 products over the window."""
+        s = self.step
+        counts = self.mismatches[: self.outputs * s["lanes"]].reshape(self.outputs, -1)[:, : s["cout"]]
+        dots = self.valid[:, None].astype(np.int64) - 2 * counts.astype(np.int64)
+        return dots.reshape(int(s["ho"]), int(s["wo"]), -1)
+
+
+def padding_word_mask(channels: int) -> Any:
+    """uint64[ceil(channels / 64)]: a pixel whose every channel is +1."""
+    mask = np.full(-(-channels // 64), ~np.uint64(0), np.uint64)
+    if channels % 64:
+        mask[-1] = np.uint64((1 << channels % 64) - 1)
+    return mask
+
+
+def _xnor(layer: BinaryLayer) -> None:
+    x = layer
+    xnor.conv_xnor(
+        x.last, x.weights, x.step, x.starts, x.segment_at, x.pixels, x.outputs, x.mismatches, x.lane_starts
+    )
+    if x.zero_padded:
+        xnor.subtract_outside(x.mismatches, x.step, x.classes, x.outside.reshape(-1), x.pixels, x.outputs)
+
+
+def _xnor_update(layer: BinaryLayer) -> None:
+    x = layer
+    xnor.conv_xnor_update(
+        x.last, x.diff, x.weights, x.step, x.starts, x.segment_at, x.pixels, x.outputs, x.mismatches
+    )
+
+
+def _rows(layer: BinaryLayer) -> None:
+    x = layer
+    rows.list_flips(x.diff, x.last, x.step, x.entries, x.row_starts)
+    rows.conv_rows(
+        x.entries, x.row_starts, x.table, x.step, x.places, x.scratch, x.mismatches, x.changed
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to bring a `BinaryLayer` up to date with its current frame.
+
+    cached : needs `mismatches` of the frame before (any dense variant leaves them); else computes from nothing.
+    """
+
+    run: Callable[[BinaryLayer], None]
+    cached: bool
+
+
+#: Every kernel of a binary convolution, by name. The first dense and the first cached one are the references.
+VARIANTS: dict[str, Variant] = {
+    "xnor": Variant(_xnor, cached=False),
+    "xnor_update": Variant(_xnor_update, cached=True),
+    "rows": Variant(_rows, cached=True),
+}

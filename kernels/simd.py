@@ -1,0 +1,520 @@
+"""512-bit vector values for Numba: a kernel written with them reads like plain code.
+
+A vector is a Numba type whose data model is an LLVM vector; every operation below emits one LLVM
+operation, which LLVM lowers to AVX-512, or splits for AVX2 and NEON. The kind of vector follows from
+the array it is loaded from or the scalar it is made of:
+
+    uint64 -> 8 lanes    uint16 -> 32 lanes    int32, float32 -> 16 lanes
+
+`load(a, i)` and friends address element i of the flattened contiguous array `a`, unchecked and without
+Numba's negative-index wraparound. Vectors support + - * & | ^ among themselves.
+
+A tile is a tuple of vectors kept in registers: an accumulator block of a register-tiled kernel.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel import models
+from numba.core.extending import intrinsic, register_model
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+
+VECTOR_BITS = 512
+I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+class Vector(types.Type):
+    """Numba type of a 512-bit vector with lanes of the scalar type `lane`."""
+
+    def __init__(self, lane: types.Number) -> None:
+        self.lane = lane
+        self.count = VECTOR_BITS // lane.bitwidth
+        super().__init__(name=f"vector({lane} x {self.count})")
+
+
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        lane = F32 if vector.lane == types.float32 else ir.IntType(vector.lane.bitwidth)
+        super().__init__(manager, vector, ir.VectorType(lane, vector.count))
+
+
+register_model(Vector)(_VectorModel)
+
+U64 = Vector(types.uint64)
+U16 = Vector(types.uint16)
+I32V = Vector(types.int32)
+F32V = Vector(types.float32)
+
+
+def _register_operator(key: Callable[..., Any], on_integers: str, on_floats: str | None) -> None:
+    """Let `key` work on two vectors of one type through the LLVM builder's methods of the names given."""
+
+    class Typing(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) != 2 or not isinstance(args[0], Vector) or args[0] != args[1]:
+                return None
+            return None if args[0] == F32V and on_floats is None else signature(args[0], *args)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, str(on_floats) if sig.return_type == F32V else on_integers)(*args)
+
+    infer_global(key)(Typing)
+    lower_builtin(key, Vector, Vector)(lower)
+
+
+for _keys, _on_integers, _on_floats in (
+    ((operator.add, operator.iadd), "add", "fadd"),
+    ((operator.sub, operator.isub), "sub", "fsub"),
+    ((operator.mul, operator.imul), "mul", "fmul"),
+    ((operator.and_, operator.iand), "and_", None),
+    ((operator.or_, operator.ior), "or_", None),
+    ((operator.xor, operator.ixor), "xor", None),
+):
+    for _key in _keys:
+        _register_operator(_key, _on_integers, _on_floats)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def _lane_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
+    pointer = _lane_pointer(context, builder, array_type, array, index)
+    return builder.bitcast(pointer, vector.as_pointer())
+
+
+@intrinsic
+def load(_typing: Any, array: Any, index: Any) -> Any:
+    """Vector of the lanes at elements index, index + 1, ... of the array."""
+    vector = Vector(array.dtype)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(vector)
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return vector(array, types.intp), emit
+
+
+@intrinsic
+def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write the vector's lanes to elements index, index + 1, ... of the array."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], args[2].type)
+        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), emit
+
+
+@intrinsic
+def get(_typing: Any, array: Any, index: Any) -> Any:
+    """Scalar element `index`, without a bounds or sign check."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_lane_pointer(context, builder, sig.args[0], args[0], args[1]))
+
+    return array.dtype(array, types.intp), emit
+
+
+@intrinsic
+def splat(_typing: Any, scalar: Any) -> Any:
+    """Vector with every lane equal to the (typed) scalar."""
+    vector = Vector(scalar)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[0], vector.count)
+
+    return vector(scalar), emit
+
+
+def _splat(builder: Any, scalar: Any, count: int) -> Any:
+    one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined), scalar, I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, count), [0] * count))
+
+
+# --- lanes ----------------------------------------------------------------------------------------
+
+
+def _call(builder: Any, name: str, *args: Any) -> Any:
+    """Call an LLVM intrinsic that returns the type of its first argument; llvmlite's own wrappers refuse vectors."""
+    kind = ir.FunctionType(args[0].type, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _popcount(builder: Any, value: Any) -> Any:
+    kind = value.type
+    suffix = f"v{kind.count}i{kind.element.width}" if isinstance(kind, ir.VectorType) else f"i{kind.width}"
+    return _call(builder, f"llvm.ctpop.{suffix}", value)
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return _call(builder, f"llvm.fma.v{a.type.count}f32", a, b, c)
+
+
+def _has(context: Any, feature: str) -> bool:
+    """Whether the target of this compilation has the processor feature."""
+    return f"+{feature}," in f"{context.codegen().magic_tuple()[2]},"
+
+
+def _ternary(truth_table: int, fallback: Callable[..., Any]) -> Any:
+    """A bitwise function of three vectors: one vpternlog where there is one, else `fallback(builder, a, b, c)`.
+
+    LLVM does not find the majority function by itself.
+    """
+
+    def typed(_typing: Any, a: Any, b: Any, c: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            if not _has(context, "avx512f"):
+                return fallback(builder, *args)
+            return _call(builder, "llvm.x86.avx512.pternlog.q.512", *args, I32(truth_table))
+
+        return U64(U64, U64, U64), emit
+
+    return typed
+
+
+def _xor3(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.xor(builder.xor(a, b), c)
+
+
+def _majority(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.or_(builder.and_(a, b), builder.and_(c, builder.or_(a, b)))
+
+
+#: Sum bit of the full adder: a ^ b ^ c.
+xor3 = intrinsic(_ternary(0x96, _xor3))
+#: Carry bit of the full adder: at least two of a, b, c.
+majority = intrinsic(_ternary(0xE8, _majority))
+
+
+def has_byte_compress() -> bool:
+    """Whether `list_bits` can be compiled for this machine; the loop over set bits takes its place elsewhere."""
+    from numba.core.registry import cpu_target
+
+    return _has(cpu_target.target_context, "avx512vbmi2")
+
+
+@intrinsic
+def popcount(_typing: Any, value: Any) -> Any:
+    """Set bits of each lane, or of a uint64 scalar."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _popcount(builder, args[0])
+
+    return value(value), emit
+
+
+@intrinsic
+def trailing_zeros(_typing: Any, word: Any) -> Any:
+    """Index of the lowest set bit of a uint64 (64 for zero), as intp."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.cttz(args[0], I1(0))
+
+    return types.intp(types.uint64), emit
+
+
+@intrinsic
+def fma(_typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _fma(builder, *args)
+
+    return F32V(F32V, F32V, F32V), emit
+
+
+@intrinsic
+def relu(_typing: Any, value: Any) -> Any:
+    """x where x > 0, else +0."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[0], zero)
+
+    return F32V(F32V), emit
+
+
+@intrinsic
+def larger(_typing: Any, a: Any, b: Any) -> Any:
+    """b where b > a, else a."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", args[1], args[0]), args[1], args[0])
+
+    return F32V(F32V, F32V), emit
+
+
+@intrinsic
+def nonnegative_bits(_typing: Any, value: Any) -> Any:
+    """Bit i of the uint64 is 1 where float lane i is >= 0."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        flags = builder.fcmp_ordered(">=", args[0], ir.Constant(args[0].type, None))
+        return builder.zext(builder.bitcast(flags, I16), I64)
+
+    return types.uint64(F32V), emit
+
+
+@intrinsic
+def differs(_typing: Any, a: Any, b: Any) -> Any:
+    """Whether any bit of two vectors differs, as a boolean."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        integers = ir.VectorType(I64, 8)
+        a, b = (builder.bitcast(x, integers) for x in args)
+        flags = builder.bitcast(builder.icmp_unsigned("!=", a, b), I8)
+        return builder.icmp_unsigned("!=", flags, I8(0))
+
+    return types.boolean(a, b), emit
+
+
+@intrinsic
+def transpose8(_typing: Any, rows: Any) -> Any:
+    """Eight vectors of eight uint64 lanes as the rows of a matrix -> its columns. Three rounds of eight shuffles."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        values = [builder.extract_value(args[0], i) for i in range(8)]
+        for span in (1, 2, 4):  # exchange blocks of `span` lanes between rows `span` apart
+            lanes = range(8)
+            low = [i if not i & span else i - span + 8 for i in lanes]
+            high = [i + span if not i & span else i + 8 for i in lanes]
+            new = list(values)
+            for i in lanes:
+                if not i & span:
+                    a, b = values[i], values[i + span]
+                    for at, order in ((i, low), (i + span, high)):
+                        new[at] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 8), order))
+            values = new
+        return context.make_tuple(builder, sig.return_type, values)
+
+    return rows(rows), emit
+
+
+@intrinsic
+def plane_counts(_typing: Any, planes: Any) -> Any:
+    """Counts of 64 channels from one word of eight bit planes: lane j of `planes` holds bit j of each count.
+
+    Returns two uint16 vectors, channels 0..31 and 32..63. A byte shuffle puts the planes of eight channels
+    into one 8x8 bit matrix; one affine transform over GF(2) (GFNI) of the identity transposes all eight.
+    """
+    result = types.UniTuple(U16, 2)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(I8, 64)
+        if _has(context, "gfni") and _has(context, "avx512bw"):
+            data = builder.bitcast(args[0], wide)
+            # The instruction's matrix row k is byte 7 - k.
+            order = [(7 - i % 8) * 8 + i // 8 for i in range(64)]
+            data = builder.shuffle_vector(data, data, ir.Constant(ir.VectorType(I32, 64), order))
+            identity = ir.Constant(wide, [1 << i % 8 for i in range(64)])
+            counts = _call(builder, "llvm.x86.vgf2p8affineqb.512", identity, data, I8(0))
+        else:
+            counts = ir.Constant(wide, None)
+            for j in range(8):
+                word = builder.extract_element(args[0], I32(j))
+                flags = builder.bitcast(word, ir.VectorType(I1, 64))
+                weight = ir.Constant(wide, [1 << j] * 64)
+                counts = builder.or_(counts, builder.select(flags, weight, ir.Constant(wide, None)))
+        halves = []
+        for first in (0, 32):
+            order = ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32)))
+            half = builder.shuffle_vector(counts, counts, order)
+            halves.append(builder.zext(half, ir.VectorType(I16, 32)))
+        return context.make_tuple(builder, result, halves)
+
+    return result(U64), emit
+
+
+@intrinsic
+def list_bits(_typing: Any, flips: Any, signs: Any, base: Any, step: Any, entries: Any, at: Any) -> Any:
+    """Write base + (2 * bit + sign) * step to int32 entries[at ...] for every set bit of `flips`, in order.
+
+    sign is that bit of `signs`. Writes whole vectors, so up to 15 entries behind the last are spoiled.
+    Returns the number of bits. Without a branch for each bit where there is a byte compress (VBMI2).
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        flips_value, signs_value, base_value, step_value, entries_value, at_value = args
+        wide, quarter = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
+        mask = ir.VectorType(I1, 64)
+        count = _popcount(builder, flips_value)
+        odd = builder.zext(builder.bitcast(signs_value, mask), wide)
+        values = builder.add(ir.Constant(wide, [2 * i for i in range(64)]), odd)
+        chosen = _call(
+            builder,
+            "llvm.x86.avx512.mask.compress.v64i8",
+            values,
+            ir.Constant(wide, None),
+            builder.bitcast(flips_value, mask),
+        )
+        bases, steps = (_splat(builder, x, 16) for x in (base_value, step_value))
+        for first in range(0, 64, 16):
+            needed = builder.icmp_signed(">", count, count.type(first))
+            with builder.if_then(needed, likely=first == 0):
+                order = ir.Constant(quarter, list(range(first, first + 16)))
+                part = builder.zext(builder.shuffle_vector(chosen, chosen, order), quarter)
+                part = builder.add(builder.mul(part, steps), bases)
+                index = builder.add(at_value, at_value.type(first))
+                pointer = _vector_pointer(context, builder, sig.args[4], entries_value, index, quarter)
+                builder.store(part, pointer, align=4)
+        return count
+
+    if not isinstance(entries, types.Array):
+        return None
+    return types.intp(types.uint64, types.uint64, types.int32, types.int32, entries, types.intp), emit
+
+
+@intrinsic
+def counts_to_dots(_typing: Any, counts: Any, index: Any, valid: Any) -> Any:
+    """float32 lanes valid - 2 * counts[index + i] for i in 0..15; counts uint16[], valid int32 scalar."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        short = ir.VectorType(I16, 16)
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], short)
+        wide = builder.zext(builder.load(pointer, align=2), ir.VectorType(I32, 16))
+        dots = builder.sub(_splat(builder, args[2], 16), builder.add(wide, wide))
+        return builder.sitofp(dots, ir.VectorType(F32, 16))
+
+    return F32V(counts, types.intp, types.int32), emit
+
+
+@intrinsic
+def load_low16(_typing: Any, array: Any, index: Any) -> Any:
+    """Eight uint64 lanes from elements index .. index + 7 of a uint16 array."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.VectorType(I16, 8)
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        return builder.zext(builder.load(pointer, align=2), ir.VectorType(I64, 8))
+
+    return U64(array, types.intp), emit
+
+
+@intrinsic
+def store_low16(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write the low 16 bits of eight uint64 lanes to elements index .. index + 7 of a uint16 array."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        short = builder.trunc(args[2], ir.VectorType(I16, 8))
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], short.type)
+        builder.store(short, pointer, align=2)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, U64), emit
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+#
+# A tile is P pixels by V vectors, the tuple element p * V + v. Pixels are given by a tuple of P offsets.
+
+
+@intrinsic(prefer_literal=True)
+def gather(_typing: Any, table: Any, indices: Any, start: Any, count: Any) -> Any:
+    """Tuple of table[indices[start + i]] for i below `count`, a literal; both arrays int64."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(types.intp, count.literal_value)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        table_value, indices_value, start_value, _ = args
+        values = []
+        for i in range(result.count):
+            at = builder.add(start_value, start_value.type(i))
+            index = builder.load(_lane_pointer(context, builder, sig.args[1], indices_value, at))
+            values.append(builder.load(_lane_pointer(context, builder, sig.args[0], table_value, index)))
+        return context.make_tuple(builder, result, values)
+
+    return result(table, indices, types.intp, count), emit
+
+
+@intrinsic
+def tile_of(_typing: Any, vectors: Any, base: Any) -> Any:
+    """Tile whose every pixel (one for each element of `base`) starts as the tuple `vectors`."""
+    tile = types.UniTuple(vectors.dtype, len(base) * len(vectors))
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        row = [builder.extract_value(args[0], v) for v in range(len(vectors))]
+        return context.make_tuple(builder, tile, row * len(base))
+
+    return tile(vectors, base), emit
+
+
+def _tile_step(combine: Callable[[Any, Any, Any, Any], Any]) -> Callable[..., Any]:
+    """The heart of a register-tiled kernel: every pixel's scalar meets every weight vector.
+
+    tile[p * V + v] = combine(tile[p * V + v], splat(x[base[p] + offset]), load(w, at + v * lanes))
+    """
+
+    def typed(_typing: Any, tile: Any, x: Any, base: Any, offset: Any, w: Any, at: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            tile_value, x_value, bases, offset_value, w_value, at_value = args
+            kind = context.get_value_type(tile.dtype)
+            vectors = len(tile) // len(base)
+            weights = []
+            for v in range(vectors):
+                index = builder.add(at_value, at_value.type(v * tile.dtype.count))
+                pointer = _vector_pointer(context, builder, sig.args[4], w_value, index, kind)
+                weights.append(builder.load(pointer, align=w.dtype.bitwidth // 8))
+            for p in range(len(base)):
+                index = builder.add(builder.extract_value(bases, p), offset_value)
+                scalar = builder.load(_lane_pointer(context, builder, sig.args[1], x_value, index))
+                activation = _splat(builder, scalar, tile.dtype.count)
+                for v in range(vectors):
+                    old = builder.extract_value(tile_value, p * vectors + v)
+                    new = combine(builder, old, activation, weights[v])
+                    tile_value = builder.insert_value(tile_value, new, p * vectors + v)
+            return tile_value
+
+        return tile(tile, x, base, types.intp, w, types.intp), emit
+
+    return typed
+
+
+#: tile += popcount(x ^ w), uint64 lanes.
+tile_xnor = intrinsic(_tile_step(lambda b, total, x, w: b.add(total, _popcount(b, b.xor(x, w)))))
+#: tile += x * w, rounded once, float32 lanes.
+tile_fma = intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total)))
+
+
+@intrinsic
+def tile_store(_typing: Any, array: Any, base: Any, at: Any, tile: Any) -> Any:
+    """array[base[p] + at ...] = the pixel's vectors, integer lanes cut to the width of the array's elements."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array_value, bases, at_value, tile_value = args
+        vectors = len(tile) // len(base)
+        lane = context.get_value_type(array.dtype)
+        for i in range(len(tile)):
+            value = builder.extract_value(tile_value, i)
+            if lane != value.type.element:
+                value = builder.trunc(value, ir.VectorType(lane, tile.dtype.count))
+            start = builder.add(builder.extract_value(bases, i // vectors), at_value)
+            index = builder.add(start, start.type(i % vectors * tile.dtype.count))
+            pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, value.type)
+            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, base, types.intp, tile), emit
+
+
+def aligned(shape: int | tuple[int, ...], dtype: Any) -> Any:
+    """Zeroed NumPy array whose data starts on a cache line: rows that cross lines load at half speed."""
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape))
+    raw = np.zeros(count * dtype.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count * dtype.itemsize].view(dtype).reshape(shape)

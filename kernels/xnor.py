@@ -1,0 +1,134 @@
+"""Binary convolution by xnor and popcount: the formulation of every other engine, and our baseline.
+
+    mismatches[p, c] = sum over the window's words of popcount(x ^ w[c])
+    dot[p, c]        = n - 2 * mismatches[p, c]
+
+Both kernels take a list of output pixels: all of them for a dense frame, any subset otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .jit import jit
+from .simd import aligned, gather, get, load, load_low16, popcount, splat, store_low16, tile_of, tile_store, tile_xnor
+
+#: Output channels a pass of the register tile computes: 2 vectors of 8 uint64 lanes.
+BLOCK = 16
+#: Output pixels of the register tile. 8 x 2 accumulators, 2 weights and a broadcast fit 32 registers.
+PIXELS = 8
+
+
+def pack_weights(weight: Any) -> Any:
+    """uint64[Cout, kH, kW, Cw] -> uint64[ceil(Cout / 16), kH * kW * Cw, 16]: a vector holds one word of 8 channels."""
+    cout = weight.shape[0]
+    blocks = -(-cout // BLOCK)
+    rows = aligned((blocks * BLOCK, weight[0].size), np.uint64)
+    rows[:cout] = weight.reshape(cout, -1)
+    packed = aligned((blocks, weight[0].size, BLOCK), np.uint64)
+    packed[:] = rows.reshape(blocks, BLOCK, -1).transpose(0, 2, 1)
+    return packed
+
+
+@jit
+def conv_xnor(
+    x: Any, weights: Any, s: Any, starts: Any, segment_at: Any, pixels: Any, count: int, mismatches: Any, lane_starts: Any
+) -> None:
+    """Write the mismatches of the listed output pixels.
+
+    x : uint64[hp * wp * words], padded.  weights : `pack_weights`, flat.  starts, segment_at : geometry
+    (step.py).  pixels : int64, the first `count` are the list, and PIXELS more may be written behind them.
+    mismatches : uint16[ho * wo * lanes].  lane_starts : int64[ho * wo], p * lanes.
+
+    Per 512 bit-MACs one xor, one popcount and one add: at two 512-bit operations a cycle at most
+    341 bit-MAC a cycle. Blocks of channels are the outer loop, so that their weights (9 KB for
+    512 -> 512, 3x3) stay in the first-level cache while the pixels pass.
+    """
+    for i in range(PIXELS):  # fill the last tile with its last pixel
+        pixels[count + i] = pixels[count - 1]
+    zero = splat(np.uint64(0))
+    for block in range((s.cout + 15) // 16):
+        first = block * s.segments * s.run * 16
+        for tile in range(0, count, 8):
+            bases = gather(starts, pixels, tile, 8)
+            total = tile_of((zero, zero), bases)
+            at = first
+            for k in range(s.segments):
+                offset = get(segment_at, k)
+                for i in range(s.run):
+                    total = tile_xnor(total, x, bases, offset + i, weights, at)
+                    at += 16
+            tile_store(mismatches, gather(lane_starts, pixels, tile, 8), block * 16, total)
+
+
+@jit
+def subtract_outside(mismatches: Any, s: Any, classes: Any, outside: Any, pixels: Any, count: int) -> None:
+    """Zero padding: take back the mismatches counted against taps that lie outside the image.
+
+    Such taps read bits 0, so each counted popcount(w[tap]).  classes : int64[ho * wo], 0 where the whole
+    window is inside.  outside : uint16[classes, lanes].
+    """
+    for i in range(count):
+        p = pixels[i]
+        if classes[p]:
+            for c in range(0, s.lanes, 32):
+                row = p * s.lanes + c
+                for lane in range(32):
+                    mismatches[row + lane] -= outside[classes[p] * s.lanes + c + lane]
+
+
+def outside_tables(weight: Any, step: Any) -> tuple[Any, Any, Any]:
+    """(classes int64[P], outside uint16[classes, lanes], valid int32[P]) of a zero-padded layer.
+
+    A class is a set of taps outside the image; class 0 is the empty set. valid counts the bits inside.
+    """
+    cout, kh, kw, _ = weight.shape
+    y = np.arange(step["ho"])[:, None] * step["sh"] + np.arange(kh) * step["dh"] - step["pt"]
+    x = np.arange(step["wo"])[:, None] * step["sw"] + np.arange(kw) * step["dw"] - step["pl"]
+    inside_y, inside_x = (y >= 0) & (y < step["h"]), (x >= 0) & (x < step["w"])
+    inside = (inside_y[:, None, :, None] & inside_x[None, :, None, :]).reshape(-1, kh * kw)
+    masks, classes = np.unique(np.concatenate([np.ones((1, kh * kw), bool), inside]), axis=0, return_inverse=True)
+    order = np.argsort(masks.all(axis=1) == False, kind="stable")  # noqa: E712
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    per_tap = np.bitwise_count(weight).sum(axis=3, dtype=np.int64).reshape(cout, kh * kw)
+    outside = aligned((len(masks), int(step["lanes"])), np.uint16)
+    outside[:, :cout] = (~masks[order]).astype(np.int64) @ per_tap.T
+    valid = inside.sum(axis=1).astype(np.int32) * np.int32(step["cin"])
+    return rank[classes.reshape(-1)[1:]].astype(np.int64), outside, valid
+
+
+@jit
+def conv_xnor_update(
+    x: Any, diff: Any, weights: Any, s: Any, starts: Any, segment_at: Any, pixels: Any, count: int, mismatches: Any
+) -> int:
+    """The literal recurrent residual update: popcounts over changed words only. Returns the pixels updated.
+
+        mismatches += sum over words with d != 0 of 2 * popcount(d & (x ^ w)) - popcount(d)
+
+    x : the new padded frame.  diff : d.  The rest as in `conv_xnor`. The reference for `rows.conv_rows`.
+    """
+    updated = 0
+    for i in range(count):
+        p = pixels[i]
+        changed = False
+        for block in range((s.cout + 15) // 16):
+            for half in range(0, 16, 8):
+                at = block * s.segments * s.run * 16 + half
+                lane = p * s.lanes + block * 16 + half
+                total = load_low16(mismatches, lane)
+                for k in range(s.segments):
+                    first = starts[p] + segment_at[k]
+                    for j in range(s.run):
+                        d = diff[first + j]
+                        if d:
+                            changed = True
+                            flipped = splat(d)
+                            wrong = popcount(flipped & (splat(x[first + j]) ^ load(weights, at)))
+                            total = total + wrong + wrong - splat(popcount(d))
+                        at += 16
+                store_low16(mismatches, lane, total)
+        updated += changed
+    return updated

@@ -1,0 +1,176 @@
+"""The oracle: what a network computes, as plainly as it can be said. Imports nothing of ours.
+
+Signs are int64 of -1 and +1, one element each. Loops run over the taps of a window; numpy runs over its
+positions and channels. Images are (H, W, C); padding is (top, bottom, left, right).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Pair = tuple[int, int]
+Sides = tuple[int, int, int, int]
+
+
+def taps(
+    x: Array, kernel: Pair, stride: Pair, padding: Sides, dilation: Pair, outside: float
+) -> Iterator[Array]:
+    """For each tap, row by row: the [Ho, Wo, C] values of x that it sees; `outside` beyond the image."""
+    top, bottom, left, right = padding
+    padded = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=outside)
+    height = (padded.shape[0] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (padded.shape[1] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    rows, columns = stride[0] * np.arange(height), stride[1] * np.arange(width)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            yield padded[rows[:, None] + i * dilation[0], columns + j * dilation[1]]
+
+
+def unpack(words: Array, channels: int) -> Array:
+    """int64[..., channels] of -1 and +1 from uint64[..., words]: channel c is bit c % 64 of word c // 64."""
+    bits = [(words[..., c // 64] >> np.uint64(c % 64)) & np.uint64(1) for c in range(channels)]
+    return 2 * np.stack(bits, axis=-1).astype(np.int64) - 1
+
+
+def binary_conv(
+    x: Array, w: Array, stride: Pair, padding: Sides, dilation: Pair = (1, 1), pad_value: int = 0
+) -> Array:
+    """int64[Ho, Wo, Cout]: dot products of int64[H, W, Cin] with int64[Cout, kH, kW, Cin], all -1 or +1."""
+    total: Any = 0
+    for tap, seen in enumerate(taps(x, w.shape[1:3], stride, padding, dilation, pad_value)):
+        total += seen @ w[:, tap // w.shape[2], tap % w.shape[2]].T
+    return total
+
+
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """float32 a * b + c, rounded once.
+
+    In float64 the product is exact (24 + 24 bits) but the sum is not, and rounding it again to float32 could
+    err in a tie. So the sum is rounded to odd first (its error, which is exact, moves an even last bit
+    towards the true value): from there, with more than 2 spare bits, rounding to float32 is right.
+    Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE Trans. Computers 57, 2008.
+    """
+    product, c = np.float64(a) * np.float64(b), np.float64(c)
+    total = np.asarray(product + c)
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    even = (total.view(np.int64) & 1) == 0
+    odd = np.where((error != 0) & even, np.nextafter(total, np.copysign(np.inf, error)), total)
+    return odd.astype(np.float32)
+
+
+def float_conv(
+    x: Array,
+    w: Array,
+    bias: Array,
+    stride: Pair,
+    padding: Sides,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """float32[Ho, Wo, Cout] of float32[H, W, Cin] with float32[Cout, kH, kW, Cin / groups].
+
+    From 0, one fused multiply-add for each tap (row, column) and then input channel; then + bias.
+    """
+    outputs, depth = w.shape[0] // groups, w.shape[3]
+    result = []
+    for g in range(groups):
+        weights = w[g * outputs : (g + 1) * outputs]
+        total = np.float32(0)
+        inputs = x[..., g * depth : (g + 1) * depth]
+        for tap, seen in enumerate(taps(inputs, w.shape[1:3], stride, padding, dilation, 0)):
+            for c in range(depth):
+                total = fma(seen[..., c, None], weights[:, tap // w.shape[2], tap % w.shape[2], c], total)
+        result.append(total)
+    return np.concatenate(result, axis=-1) + bias
+
+
+def affine(x: Array, scale: Array, shift: Array) -> Array:
+    product = x * scale
+    return product + shift
+
+
+def relu(x: Array) -> Array:
+    return np.where(x > 0, x, np.float32(0))
+
+
+def sign(x: Array) -> Array:
+    """int64: +1 where x >= 0, zero and minus zero included, else -1."""
+    return np.where(x >= 0, 1, -1)
+
+
+def add(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Sides, dilation: Pair = (1, 1)) -> Array:
+    return np.max(list(taps(x, kernel, stride, padding, dilation, -np.inf)), axis=0)
+
+
+def avg_pool(
+    x: Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: Sides,
+    dilation: Pair = (1, 1),
+    count_padding: bool = True,
+) -> Array:
+    """Sum in row-major order, times float32(1 / count); count is kH * kW, or the values inside the image."""
+    total = np.float32(0)
+    for seen in taps(x, kernel, stride, padding, dilation, 0):
+        total = total + seen
+    inside = np.ones((*x.shape[:2], 1))
+    seen_inside: Any = sum(taps(inside, kernel, stride, padding, dilation, 0))
+    count = kernel[0] * kernel[1] if count_padding else seen_inside
+    return total * np.asarray(1 / count, np.float32)
+
+
+def network_input(model: Any, frame: Array) -> Array:
+    """float32[H, W, 3] of uint8[h, w, 3]: centre crop, then (v - mean) / std; no rules that resize."""
+    rule = model.input_rule
+    assert rule.resize == 0
+    height, width = rule.crop
+    top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+    values = frame[top : top + height, left : left + width].astype(np.float64)
+    return ((values - np.array(rule.mean)) / np.array(rule.std)).astype(np.float32)
+
+
+def forward(model: Any, x: Array) -> dict[str, Array]:
+    """Every layer's output by its name, for the network input x: float32[H, W, 3], itself under "input".
+
+    float32[H, W, C], and int64[H, W, C] of -1 and +1 for Sign.
+    """
+    values = {"input": x}
+    for layer in model.layers:
+        values[layer.name] = _apply(layer, *(values[name] for name in layer.inputs))
+    return values
+
+
+def _apply(layer: Any, x: Array, other: Array | None = None) -> Array:
+    window = getattr(layer, "window", None)
+    geometry = (window.stride, window.padding, window.dilation) if window else ()
+    match type(layer).__name__:
+        case "Conv2d":
+            return float_conv(x, layer.weight, layer.bias, *geometry, layer.groups)
+        case "BinaryConv2d":
+            dot = binary_conv(x, unpack(layer.weight, layer.channels), *geometry, layer.pad_value)
+            return affine(dot.astype(np.float32), layer.alpha, layer.bias)
+        case "Affine":
+            return affine(x, layer.scale, layer.shift)
+        case "Relu":
+            return relu(x)
+        case "Sign":
+            return sign(x)
+        case "Add":
+            return add(x, other)
+        case "MaxPool":
+            return max_pool(x, window.kernel, *geometry)
+        case "AvgPool":
+            return avg_pool(x, window.kernel, *geometry, layer.count_padding)
+        case kind:
+            raise NotImplementedError(kind)

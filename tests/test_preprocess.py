@@ -1,0 +1,156 @@
+"""The preprocessor equals Pillow bit for bit, and refuses what is not a frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from xnor_rrm.errors import FrameError
+from xnor_rrm.model import InputRule
+from xnor_rrm.preprocess import Preprocessor
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def rule(crop, resize, interpolation="bilinear"):
+    return InputRule(crop, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation)
+
+
+def noise(height, width, seed=0):
+    """Random pixels with saturated patches, where negative lobes overshoot and must be clipped."""
+    rng = np.random.default_rng(seed)
+    frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    frame[: height // 2] = np.where(frame[: height // 2] > 127, 255, 0)
+    return frame
+
+
+def pillow(frame, rule):
+    """The same by Pillow: resize the whole frame, then crop."""
+    height, width = frame.shape[:2]
+    if rule.resize:
+        short = min(height, width)
+        size = (width * rule.resize // short, height * rule.resize // short)
+        frame = np.asarray(Image.fromarray(frame).resize(size, FILTERS[rule.interpolation]))
+    top, left = (frame.shape[0] - rule.crop[0]) // 2, (frame.shape[1] - rule.crop[1]) // 2
+    return frame[top : top + rule.crop[0], left : left + rule.crop[1]]
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(
+    ("height", "width", "crop", "resize"),
+    [
+        (576, 768, (224, 224), 256),
+        (720, 406, (224, 224), 256),
+        (144, 176, (224, 224), 256),
+        (120, 160, (32, 32), 32),
+        (33, 32, (32, 32), 32),
+        (1080, 1920, (31, 17), 33),
+        (255, 255, (224, 224), 256),
+        (257, 257, (256, 256), 256),
+        (1, 1, (5, 5), 7),
+        (2, 3, (8, 4), 8),
+        (3, 500, (16, 16), 16),
+        (700, 2, (9, 9), 9),
+        (5, 9, (1, 1), 1),
+    ],
+)
+def test_equals_pillow(height, width, crop, resize, interpolation):
+    wanted = rule(crop, resize, interpolation)
+    frame = noise(height, width)
+    result = Preprocessor(wanted)(frame)
+    assert result.dtype == np.uint8
+    assert result.flags.c_contiguous
+    assert np.array_equal(result, pillow(frame, wanted))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    resize=st.integers(1, 70),
+    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    interpolation=st.sampled_from(sorted(FILTERS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_pillow_for_any_size(height, width, resize, cut, interpolation, seed):
+    wanted = rule((1 + int(cut[0] * (resize - 1)), 1 + int(cut[1] * (resize - 1))), resize, interpolation)
+    frame = noise(height, width, seed)
+    assert np.array_equal(Preprocessor(wanted)(frame), pillow(frame, wanted))
+
+
+@pytest.mark.parametrize("resize", [0, 40])
+def test_no_resize_is_a_plain_centre_crop(resize):
+    wanted = rule((32, 31), resize)
+    frame = noise(40, 45)
+    assert np.array_equal(Preprocessor(wanted)(frame), frame[4:36, 7:38])
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_constant_frames_stay_constant(interpolation):
+    preprocess = Preprocessor(rule((32, 32), 32, interpolation))
+    for value in (0, 1, 128, 254, 255):
+        assert (preprocess(np.full((97, 111, 3), value, np.uint8)) == value).all()
+
+
+def test_any_memory_layout():
+    wanted = rule((32, 32), 36)
+    preprocess = Preprocessor(wanted)
+    frame = noise(100, 120)
+    read_only = frame.copy()
+    read_only.flags.writeable = False
+    for view in (frame[:, ::-1], frame[..., ::-1], frame[::2, ::3], np.asfortranarray(frame), read_only):
+        assert np.array_equal(preprocess(view), pillow(np.ascontiguousarray(view), wanted))
+
+
+def test_frame_size_may_change():
+    wanted = rule((32, 32), 36)
+    preprocess = Preprocessor(wanted)
+    for size in ((100, 120), (40, 36), (36, 36), (100, 120), (7, 300)):
+        frame = noise(*size)
+        assert np.array_equal(preprocess(frame), pillow(frame, wanted))
+
+
+def test_the_last_result_survives_one_more_call_and_the_frame_is_never_aliased():
+    for resize in (0, 36):
+        preprocess = Preprocessor(rule((32, 32), resize))
+        first, second = noise(40, 40, 1), noise(40, 40, 2)
+        result = preprocess(first)
+        kept = result.copy()
+        first[:] = 0
+        preprocess(second)
+        assert np.array_equal(result, kept)
+
+
+@pytest.mark.parametrize(
+    ("frame", "got", "remedy"),
+    [
+        (np.zeros((40, 40), np.uint8), r"uint8\[40, 40\]", "grey"),
+        (np.zeros((40, 40, 1), np.uint8), r"uint8\[40, 40, 1\]", "grey"),
+        (np.zeros((40, 40, 4), np.uint8), r"uint8\[40, 40, 4\]", "fourth channel"),
+        (np.zeros((3, 40, 40), np.uint8), r"uint8\[3, 40, 40\]", "channels last"),
+        (np.zeros((1, 40, 40, 3), np.uint8), r"uint8\[1, 40, 40, 3\]", "one RGB frame"),
+        (np.zeros((40, 40, 3), np.float32), r"float32\[40, 40, 3\]", "0..255"),
+        (np.zeros((40, 40, 3), np.int64), r"int64\[40, 40, 3\]", "0..255"),
+        (np.zeros((40, 40, 3), bool), r"bool\[40, 40, 3\]", "0..255"),
+        (np.zeros((0, 40, 3), np.uint8), r"uint8\[0, 40, 3\]", "no pixels"),
+        ([[[0, 0, 0]]], "list", "asarray"),
+        (None, "NoneType", "asarray"),
+    ],
+)
+def test_refuses_what_is_not_a_frame(frame, got, remedy):
+    preprocess = Preprocessor(rule((32, 32), 32))
+    with pytest.raises(FrameError, match=rf"uint8\[H, W, 3\], got {got}\..*{remedy}"):
+        preprocess(frame)
+
+
+def test_refuses_frames_smaller_than_a_crop_without_resize_and_recovers():
+    preprocess = Preprocessor(rule((32, 32), 0))
+    large = noise(40, 40)
+    preprocess(large)
+    for _ in range(2):
+        with pytest.raises(FrameError, match=r"at least 32x32.*got 40x31"):
+            preprocess(noise(40, 31))
+    assert np.array_equal(preprocess(large), large[4:36, 4:36])

@@ -1,0 +1,17 @@
+"""Exact recurrent residual inference for binary networks on video.
+
+    model = xnor_rrm.convert("resnet18.params")
+    stream = model.stream()
+    for frame in xnor_rrm.read_video("clip.avi"):
+        logits = stream(frame)
+"""
+
+from __future__ import annotations
+
+from .api import convert, default_model, load, read_video
+from .errors import XnorError
+from .model import Model
+
+__version__ = "0.1.0"
+
+__all__ = ["Model", "XnorError", "__version__", "convert", "default_model", "load", "read_video"]

@@ -1,0 +1,45 @@
+"""The public functions. Each imports what it needs when it is called, so `import xnor_rrm` stays light."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .model import Model
+
+
+def convert(source: str | Path, **options: Any) -> Model:
+    """Bring over a trained checkpoint; the kind of file is recognised by its contents.
+
+    source : path of the checkpoint.  options : what the file cannot say, e.g. `transposed=True`; see
+        `xnor-rrm convert --help`.
+    Raises ConvertError, naming what is unknown and what is supported.
+    """
+    from .importers import convert as convert_file
+
+    return convert_file(Path(source), **options)
+
+
+def load(path: str | Path) -> Model:
+    """Read a model file (docs/format.md). Raises ModelFileError; nothing in the file is trusted."""
+    from .modelfile import load as load_file
+
+    return load_file(Path(path))
+
+
+def default_model() -> Model:
+    """The network the package carries: a VGG-small XNOR-Net for CIFAR-10's ten classes (its card: docs/model_card.md)."""
+    with resources.as_file(resources.files("xnor_rrm") / "data" / "vgg_small.xnor") as path:
+        return load(path)
+
+
+def read_video(source: str | Path | int) -> Iterator[npt.NDArray[np.uint8]]:
+    """uint8[H, W, 3] RGB frames of a video file, a folder of images in name order, or a camera index."""
+    from .video import read_video as read
+
+    return read(source)

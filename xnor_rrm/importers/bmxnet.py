@@ -1,0 +1,242 @@
+"""BMXNet: MXNet files whose QConvolution weights are packed.
+
+The packed words are stored as floats of their width: bit j of word i is element i * width + j over (Cout, Cin,
+kH, kW), 1 = +1. The input is padded with 0 and then binarized, >= 0 being +1, so its padding is +1. The output
+is the number of agreements, (dot + n) / 2.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..bits import pack_signs, unpack_signs
+from ..errors import ConvertError
+from ..model import (
+    INPUT,
+    Add,
+    Array,
+    AvgPool,
+    BinaryConv2d,
+    Conv2d,
+    InputRule,
+    Layer,
+    MaxPool,
+    Model,
+    Relu,
+    Shape,
+    Sign,
+    Window,
+)
+from .checkpoint import Chain, Checkpoint, Tensors, summary
+from .mxnet_file import LIST_MAGIC, Node, find_symbol, read_params, read_symbol
+
+TITLE = "BMXNet .params with its symbol JSON beside it"
+OPTIONS = {
+    "symbol": "path of the symbol JSON, where it is not the one beside the .params file",
+    "size": "height and width of the input, where it is not ImageNet's 224",
+}
+
+IMAGENET_CLASSES, IMAGENET_SIZE, IMAGENET_RESIZE = 1000, 224, 256
+MEAN = (123.68, 116.779, 103.939)
+
+
+def recognise(source: Checkpoint) -> bool:
+    return source.head.startswith(LIST_MAGIC)
+
+
+def read(source: Checkpoint, *, symbol: str | Path | None = None, size: int | None = None) -> Model:
+    """The model; its output are the logits before the final softmax.
+
+    Raises ConvertError for a damaged file, a missing symbol, an operator or attribute that is not known, and
+    parameters that are missing, misshapen or left over.
+    """
+    if size is not None and (type(size) is not int or size < 1):
+        raise ConvertError("a size of at least 1 pixel", repr(size))
+    graph = read_symbol(find_symbol(source.path) if symbol is None else Path(symbol))
+    side = size or IMAGENET_SIZE
+    builder = Builder(Tensors(read_params(source.path)), (side, side, 3))
+    for node in graph:
+        builder.visit(node)
+    classes = builder.finish()
+    if size is None and classes != IMAGENET_CLASSES:
+        raise ConvertError(
+            f"a network of {IMAGENET_CLASSES} classes, whose input is known to be {side}x{side}",
+            f"{classes} classes",
+            "Give the height and width of the input as the option size.",
+        )
+    return Model(
+        name=source.name,
+        input_rule=InputRule((side, side), IMAGENET_RESIZE if side == IMAGENET_SIZE else side, MEAN, (1.0, 1.0, 1.0)),
+        layers=tuple(builder.layers),
+        labels=read_labels(source.path.with_name("synset.txt"), classes),
+        info={"source": source.path.name, "format": TITLE},
+    )
+
+
+def read_labels(path: Path, classes: int) -> tuple[str, ...]:
+    """The lines of a synset.txt without their WordNet number, if there are as many as classes; else none."""
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+    return tuple(re.sub(r"^n\d{8}\s+", "", line) for line in lines) if len(lines) == classes else ()
+
+
+class Builder:
+    """Layers from the nodes of a graph, visited in order of execution."""
+
+    def __init__(self, tensors: Tensors, input_shape: Shape) -> None:
+        self.tensors = tensors
+        self.layers = Chain()
+        self.shapes: dict[str, Shape] = {INPUT: input_shape}
+        #: The layer that makes each node's value; nodes that change nothing share their input's.
+        self.made_by: dict[str, str] = {"data": INPUT}
+
+    def visit(self, node: Node) -> None:
+        if node.op == "null":
+            return
+        if node.op not in OPERATORS:
+            raise ConvertError(f"operators among {', '.join(OPERATORS)}", f"{node.op} ({node.name})")
+        inputs, convert = OPERATORS[node.op]
+        if len(node.inputs) not in inputs:
+            raise ConvertError(f"{inputs[0]} inputs of {node.op} {node.name}", str(len(node.inputs)))
+        convert(self, node)
+        node.finish()
+
+    def finish(self) -> int:
+        """The number of classes. Raises ConvertError for unused parameters and for more or less than one output."""
+        self.tensors.finish()
+        unread = {layer.name for layer in self.layers} - {name for layer in self.layers for name in layer.inputs}
+        if len(unread) != 1:
+            raise ConvertError("a graph with one output", summary(sorted(unread)) or "none")
+        return math.prod(self.shapes[self.layers.last])
+
+    def source(self, node: Node, index: int = 0) -> str:
+        """The layer that makes an input of a node."""
+        name = node.inputs[index]
+        if name not in self.made_by:
+            raise ConvertError(f"an input of {node.op} {node.name} computed from 'data'", f"{name!r}")
+        return self.made_by[name]
+
+    def signs_of(self, source: str) -> str:
+        """The Sign layer of a layer's output: itself if it is one, since QConvolution binarizes what is not."""
+        if any(layer.name == source and isinstance(layer, Sign) for layer in self.layers):
+            return source
+        name = f"{source}.sign"
+        if name not in self.shapes:
+            self.layers.append(Sign(name, (source,)))
+            self.shapes[name] = self.shapes[source]
+        return name
+
+    def add(self, node: Node, layer: Layer) -> None:
+        self.shapes[layer.name] = layer.output_shape(*(self.shapes[name] for name in layer.inputs))
+        self.layers.append(layer)
+        self.made_by[node.name] = layer.name
+
+
+def _same_value(builder: Builder, node: Node) -> None:
+    builder.made_by[node.name] = builder.source(node)
+
+
+def _elementwise_add(builder: Builder, node: Node) -> None:
+    builder.add(node, Add(node.name, (builder.source(node), builder.source(node, 1))))
+
+
+def _activation(builder: Builder, node: Node) -> None:
+    node.require("act_type", "relu", default="none")
+    builder.add(node, Relu(node.name, (builder.source(node),)))
+
+
+def _q_activation(builder: Builder, node: Node) -> None:
+    node.require("act_bit", "1", default="1")
+    builder.add(node, Sign(node.name, (builder.source(node),)))
+
+
+def _batch_norm(builder: Builder, node: Node) -> None:
+    node.require("axis", "1", default="1")
+    node.require("output_mean_var", "False", default="False")
+    gamma: str | None
+    _, gamma, beta, mean, var = node.inputs
+    if node.flag("fix_gamma", True):
+        builder.tensors.take(gamma, None)
+        gamma = None
+    eps = node.number("eps", 1e-3)
+    layer = builder.tensors.take_affine(
+        node.name, builder.source(node), gamma=gamma, beta=beta, mean=mean, var=var, eps=eps
+    )
+    builder.add(node, layer)
+
+
+def _convolution(builder: Builder, node: Node) -> None:
+    node.require("layout", "NCHW", default="NCHW")
+    source, window, groups = builder.source(node), node.window(), node.count("num_group", 1)
+    weight = builder.tensors.take(node.inputs[1], node.count("num_filter", 0), None, *window.kernel)
+    bias = _bias(builder, node, len(weight))
+    builder.add(node, Conv2d(node.name, (source,), weight.transpose(0, 2, 3, 1), bias, window, groups))
+
+
+def _fully_connected(builder: Builder, node: Node) -> None:
+    node.require("flatten", "True", default="True")
+    source = builder.source(node)
+    height, width, channels = builder.shapes[source]
+    weight = builder.tensors.take(node.inputs[1], node.count("num_hidden", 0), channels * height * width)
+    bias = _bias(builder, node, len(weight))
+    kernel = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
+    builder.add(node, Conv2d(node.name, (source,), kernel, bias, Window((height, width))))
+
+
+def _bias(builder: Builder, node: Node, size: int) -> Array:
+    without = node.flag("no_bias", False)
+    if len(node.inputs) != (2 if without else 3):
+        raise ConvertError(f"{'no bias' if without else 'a bias'} in {node.op} {node.name}", f"{node.inputs}")
+    return np.zeros(size, np.float32) if without else builder.tensors.take(node.inputs[2], size)
+
+
+def _q_convolution(builder: Builder, node: Node) -> None:
+    node.require("binarized_weights_only", "True", default="False")
+    node.require("act_bit", "1", default="1")
+    node.require("weight_bit", "1", default="1")
+    node.require("scaling_mode", "none", default="none")
+    node.require("no_bias", "True", default="True")
+    node.require("num_group", "1", default="1")
+    node.require("layout", "NCHW", default="NCHW")
+    source, window, filters = builder.source(node), node.window(), node.count("num_filter", 0)
+    channels = builder.shapes[source][2]
+    shape = (filters, channels, *window.kernel)
+    words = builder.tensors.take_raw(node.inputs[1])
+    if words.nbytes * 8 != math.prod(shape):
+        raise ConvertError(f"{math.prod(shape)} bits in {node.inputs[1]!r}", f"{words.nbytes * 8}")
+    signs = unpack_signs(words.reshape(-1).view(np.uint8), words.nbytes * 8).reshape(shape).transpose(0, 2, 3, 1)
+    agreements_at_zero = np.full(filters, math.prod(shape[1:]) / 2, np.float32)
+    half = np.full(filters, 0.5, np.float32)
+    bits = builder.signs_of(source)
+    layer = BinaryConv2d(node.name, (bits,), pack_signs(signs), half, agreements_at_zero, channels, window, pad_value=1)
+    builder.add(node, layer)
+
+
+def _pooling(builder: Builder, node: Node) -> None:
+    node.require("pooling_convention", "valid", default="valid")
+    node.require("count_include_pad", "True", default="True")
+    source, window, kind = builder.source(node), node.window(), node.text("pool_type", "max")
+    if node.flag("global_pool", False):
+        window = Window(builder.shapes[source][:2])
+    if kind not in ("max", "avg"):
+        raise ConvertError(f"pool_type max or avg in {node.op} {node.name}", kind)
+    builder.add(node, MaxPool(node.name, (source,), window) if kind == "max" else AvgPool(node.name, (source,), window))
+
+
+#: By operator: the numbers of inputs it may have, and what it becomes.
+OPERATORS: dict[str, tuple[tuple[int, ...], Callable[[Builder, Node], None]]] = {
+    "Activation": ((1,), _activation),
+    "BatchNorm": ((5,), _batch_norm),
+    "Convolution": ((2, 3), _convolution),
+    "Flatten": ((1,), _same_value),
+    "FullyConnected": ((2, 3), _fully_connected),
+    "Pooling": ((1,), _pooling),
+    "QActivation": ((1,), _q_activation),
+    "QConvolution": ((2,), _q_convolution),
+    "SoftmaxOutput": ((1, 2), _same_value),
+    "elemwise_add": ((2,), _elementwise_add),
+}

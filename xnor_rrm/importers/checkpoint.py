@@ -1,0 +1,131 @@
+"""What importers share: the file, opened once, its tensors, each taken once, and the layers they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ConvertError
+from ..model import INPUT, Affine, Array, Layer, Window
+from . import torch_file
+
+
+class Checkpoint:
+    """A file to convert. head : its first 16 bytes.  size : in bytes. Raises ConvertError where it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise ConvertError("a checkpoint file", f"{path}, which is {'no file' if path.exists() else 'not there'}")
+        try:
+            self.size = path.stat().st_size
+            with path.open("rb") as file:
+                self.head = file.read(16)
+        except OSError as error:
+            raise ConvertError("a readable checkpoint", f"{path}: {error.strerror}") from error
+
+    @property
+    def name(self) -> str:
+        """The file's name up to its first dot."""
+        return self.path.name.partition(".")[0] or self.path.name
+
+    @cached_property
+    def state_dict(self) -> dict[str, Array] | None:
+        """The tensors of a PyTorch file, `module.` stripped from their names; None for any other file."""
+        return torch_file.read(self.path) if torch_file.recognise(self.path, self.head) else None
+
+    def has(self, wanted: Callable[[str], object]) -> bool:
+        """Whether this is a PyTorch file with a tensor of such a name."""
+        return any(wanted(name) for name in self.state_dict or ())
+
+
+class Tensors:
+    """Named arrays of a checkpoint, each to be taken once. Whatever does not fit is a ConvertError with its name."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = dict(arrays)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def take_raw(self, name: str) -> Array:
+        """The array as it is stored."""
+        if name not in self._arrays:
+            raise ConvertError(f"a tensor {name!r} in the checkpoint", "none of that name")
+        return self._arrays.pop(name)
+
+    def take(self, name: str, *shape: int | None) -> Array:
+        """float32 of this shape (None: any size but 0), every value finite."""
+        array = self.take_raw(name)
+        fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+        fits = fits and array.size > 0
+        if array.dtype != np.float32 or not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise ConvertError(f"float32[{wanted}] as {name!r}", f"{array.dtype.name}{list(array.shape)}")
+        if not np.isfinite(array).all():
+            bad = int((~np.isfinite(array)).sum())
+            raise ConvertError(
+                f"finite values in {name!r}",
+                f"{bad} NaN or infinite of {array.size}",
+                "The checkpoint is damaged or its training diverged.",
+            )
+        return array
+
+    def take_affine(
+        self, name: str, source: str, *, gamma: str | None, beta: str | None, mean: str, var: str, eps: float
+    ) -> Affine:
+        """The layer `name` of a batch-norm whose tensors have these names; no gamma is 1, no beta is 0."""
+        variance = self.take(var, None)
+        channels = len(variance)
+        if not (variance + np.float64(eps) > 0).all():
+            raise ConvertError(f"variances of at least 0 in {var!r}", f"{variance.min()}")
+        return Affine.from_batch_norm(
+            name,
+            source,
+            gamma=self.take(gamma, channels) if gamma else np.ones(channels),
+            beta=self.take(beta, channels) if beta else np.zeros(channels),
+            mean=self.take(mean, channels),
+            var=variance,
+            eps=eps,
+        )
+
+    def take_torch_batch_norm(self, name: str, source: str, *, eps: float, affine: bool = True) -> Affine:
+        """The layer of a torch.nn.BatchNorm2d of that name."""
+        self._arrays.pop(f"{name}.num_batches_tracked", None)
+        return self.take_affine(
+            name,
+            source,
+            gamma=f"{name}.weight" if affine else None,
+            beta=f"{name}.bias" if affine else None,
+            mean=f"{name}.running_mean",
+            var=f"{name}.running_var",
+            eps=eps,
+        )
+
+    def finish(self) -> None:
+        """Raises ConvertError where tensors are left: they belong to something the importer does not know."""
+        if self._arrays:
+            names = sorted(self._arrays)
+            raise ConvertError("only tensors this importer knows", f"{len(names)} more: {summary(names)}")
+
+
+class Chain(list[Layer]):
+    """Layers in order of execution."""
+
+    @property
+    def last(self) -> str:
+        """What the next layer of a sequence reads."""
+        return self[-1].name if self else INPUT
+
+
+def same_size(kernel: int) -> Window:
+    """A square window of odd size, padded so that the output is as large as the input."""
+    return Window((kernel, kernel), padding=(kernel // 2,) * 4)
+
+
+def summary(names: list[str], most: int = 8) -> str:
+    """The first few names, and how many follow."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,362 @@
+"""The model: an immutable graph of layers, their weights, and the rule that turns a frame into the input.
+
+A `Model` holds no state of any video; `Model.stream` makes the object that does. Activations are
+NHWC with N = 1, written (H, W, C). Semantics of every layer are given in its docstring in float32,
+each operation rounded once; the engine reproduces them exactly, in both modes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .stream import Stream
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, int, int]
+Mode = Literal["cached", "dense"]
+
+#: The name by which layers refer to the network's input.
+INPUT = "input"
+
+#: Most bits under one binary window: mismatches are counted in uint16.
+MAX_WINDOW_BITS = 65535
+
+
+@dataclass(frozen=True)
+class InputRule:
+    """From a raw frame to the network's input: resize, centre crop, normalise.
+
+    resize : length in pixels of the frame's shorter side after resizing (aspect ratio kept, rounded as
+        Pillow's thumbnailers do: `long * resize // short`); 0 leaves the frame's size alone.
+    crop : (H, W), cut from the centre: top = (height - H) // 2, left = (width - W) // 2.
+    interpolation : "bilinear" or "bicubic", with support widened when shrinking (Pillow's filters).
+    mean, std : per channel, in units of 0..255. The input value is float32((v - mean) / std), one
+        rounding from float64, v the uint8 value.
+    """
+
+    crop: tuple[int, int]
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1 or self.resize < 0 or (self.resize and self.resize < max(self.crop)):
+            raise ModelError(
+                "crop sizes of at least 1, no larger than the resized shorter side",
+                f"crop {self.crop}, resize {self.resize}",
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ModelError("interpolation 'bilinear' or 'bicubic'", repr(self.interpolation))
+        if not (np.isfinite([*self.mean, *self.std]).all() and all(s > 0 for s in self.std)):
+            raise ModelError("finite mean and positive std", f"mean {self.mean}, std {self.std}")
+
+    def table(self) -> npt.NDArray[np.float32]:
+        """float32[256, 3]: the input value of each uint8 value of each channel."""
+        values = np.arange(256, dtype=np.float64)[:, None]
+        return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry shared by convolutions and pools.
+
+    kernel, stride, dilation : (vertical, horizontal).  padding : (top, bottom, left, right).
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def output_size(self, height: int, width: int, where: str) -> tuple[int, int]:
+        """Output (H, W); raises ModelError where the window does not fit."""
+        top, bottom, left, right = self.padding
+        sizes = []
+        for size, k, s, d, before, after in (
+            (height, self.kernel[0], self.stride[0], self.dilation[0], top, bottom),
+            (width, self.kernel[1], self.stride[1], self.dilation[1], left, right),
+        ):
+            reach = d * (k - 1) + 1
+            if min(k, s, d) < 1 or min(before, after) < 0:
+                raise ModelError("positive kernel, stride and dilation, padding of 0 or more", f"{where}: {self}")
+            if size + before + after < reach:
+                raise ModelError(f"an input of at least {reach} with padding", f"{where}: {height}x{width}")
+            sizes.append((size + before + after - reach) // s + 1)
+        return sizes[0], sizes[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """name : unique in the model.  inputs : names of the layers read (or "input")."""
+
+    name: str
+    inputs: tuple[str, ...]
+
+    #: How many inputs this kind of layer reads.
+    arity = 1
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the output for the shapes of the inputs; raises ModelError where they do not fit."""
+        return shapes[0]
+
+    def tensors(self) -> dict[str, Array]:
+        """The layer's arrays by field name."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    def _freeze(self, name: str, dtype: Any, shape: tuple[int | None, ...]) -> None:
+        """Replace field `name` by a read-only array checked for dtype, shape (None: any) and finiteness."""
+        value = np.ascontiguousarray(getattr(self, name))
+        fits = value.ndim == len(shape) and all(b in (None, a) for a, b in zip(value.shape, shape, strict=True))
+        if value.dtype != dtype or not fits:
+            wanted = ", ".join("any" if s is None else str(s) for s in shape)
+            raise ModelError(
+                f"{np.dtype(dtype).name}[{wanted}] as {self.name}.{name}", f"{value.dtype.name}{list(value.shape)}"
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ModelError(
+                f"finite values in {self.name}.{name}",
+                f"{int((~np.isfinite(value)).sum())} NaN or infinite of {value.size}",
+                "The checkpoint is damaged or its training diverged.",
+            )
+        if value is getattr(self, name) and value.flags.writeable:
+            value = value.copy()
+        value.flags.writeable = False
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d(Layer):
+    """Float convolution: y = bias, then over taps (row, column), then channels, y = fma(x, weight, y).
+
+    weight : float32[Cout, kH, kW, Cin / groups].  bias : float32[Cout].  Padding is zero.
+    A fully connected layer is a convolution whose kernel is as large as its input.
+    """
+
+    weight: Array
+    bias: Array
+    window: Window
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        self._freeze("weight", np.float32, (None, *self.window.kernel, None))
+        self._freeze("bias", np.float32, (self.weight.shape[0],))
+        if self.groups < 1 or self.weight.shape[0] % self.groups:
+            raise ModelError(f"groups that divide {self.weight.shape[0]} outputs", f"{self.name}: {self.groups}")
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        height, width, channels = shapes[0]
+        if channels != self.weight.shape[3] * self.groups:
+            raise ModelError(f"{self.weight.shape[3] * self.groups} input channels", f"{self.name}: {channels}")
+        return (*self.window.output_size(height, width, self.name), self.weight.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class BinaryConv2d(Layer):
+    """Binary convolution of a `Sign` output: y = alpha * dot + bias, dot an exact integer.
+
+    dot = sum over the window of x * w with x, w in {-1, +1}; outside the image x = pad_value (-1, 0, +1).
+    weight : uint64[Cout, kH, kW, ceil(Cin / 64)], bit c % 64 of word c // 64 is channel c, 1 = +1,
+        bits past Cin are zero.  channels : Cin.  alpha, bias : float32[Cout].
+    alpha * dot and the sum are rounded separately.
+    """
+
+    weight: Array
+    alpha: Array
+    bias: Array
+    channels: int
+    window: Window
+    pad_value: int = 0
+
+    def __post_init__(self) -> None:
+        self._freeze("weight", np.uint64, (None, *self.window.kernel, -(-self.channels // 64)))
+        self._freeze("alpha", np.float32, (self.weight.shape[0],))
+        self._freeze("bias", np.float32, (self.weight.shape[0],))
+        if self.pad_value not in (-1, 0, 1):
+            raise ModelError("padding value -1, 0 or +1", f"{self.name}: {self.pad_value}")
+        if self.window_bits > MAX_WINDOW_BITS:
+            raise ModelError(f"at most {MAX_WINDOW_BITS} bits under a window", f"{self.name}: {self.window_bits}")
+        spare = -self.channels % 64
+        if spare and (self.weight[..., -1] >> np.uint64(64 - spare)).any():
+            raise ModelError(f"zero bits past channel {self.channels}", f"set bits there in {self.name}.weight")
+
+    @property
+    def window_bits(self) -> int:
+        """n: weights of one output channel."""
+        return self.window.kernel[0] * self.window.kernel[1] * self.channels
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        height, width, channels = shapes[0]
+        if channels != self.channels:
+            raise ModelError(f"{self.channels} input channels", f"{self.name}: {channels}")
+        return (*self.window.output_size(height, width, self.name), self.weight.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Layer):
+    """Batch-norm of a trained network, folded: y = x * scale + shift, product and sum rounded separately.
+
+    scale, shift : float32[C].
+    """
+
+    scale: Array
+    shift: Array
+
+    def __post_init__(self) -> None:
+        self._freeze("scale", np.float32, (None,))
+        self._freeze("shift", np.float32, (self.scale.shape[0],))
+
+    @classmethod
+    def from_batch_norm(
+        cls, name: str, source: str, *, gamma: Array, beta: Array, mean: Array, var: Array, eps: float
+    ) -> Affine:
+        """scale = gamma / sqrt(var + eps), shift = beta - mean * scale; float64, each rounded once."""
+        scale = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(var, np.float64) + eps)
+        shift = np.asarray(beta, np.float64) - np.asarray(mean, np.float64) * scale
+        return cls(name, (source,), scale.astype(np.float32), shift.astype(np.float32))
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[0][2] != self.scale.shape[0]:
+            raise ModelError(f"{self.scale.shape[0]} channels", f"{self.name}: {shapes[0][2]}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Relu(Layer):
+    """y = x if x > 0 else 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sign(Layer):
+    """One bit a value: 1 (+1) if x >= 0, else 0 (-1). Feeds binary convolutions only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Layer):
+    """y = a + b."""
+
+    arity = 2
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[0] != shapes[1]:
+            raise ModelError("two inputs of one shape", f"{self.name}: {shapes[0]} and {shapes[1]}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Layer):
+    """Largest value under the window; padding never wins."""
+
+    window: Window
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        height, width, channels = shapes[0]
+        kernel, padding = self.window.kernel, self.window.padding
+        if self.window.dilation != (1, 1) or max(padding[:2]) >= kernel[0] or max(padding[2:]) >= kernel[1]:
+            raise ModelError("a pool without dilation and with padding below its kernel", f"{self.name}: {self.window}")
+        return (*self.window.output_size(height, width, self.name), channels)
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool(MaxPool):
+    """Sum over the window in row-major order, times float32(1 / count).
+
+    count_padding : True divides by kH * kW everywhere, False by the values inside the image.
+    """
+
+    count_padding: bool = True
+
+
+#: Every kind of layer, by the name used in model files.
+LAYER_KINDS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (Conv2d, BinaryConv2d, Affine, Relu, Sign, Add, MaxPool, AvgPool)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network: layers in order of execution (each reads only earlier ones); the last is the output.
+
+    labels : one name a class, or empty.  info : free text for people (source, licence, accuracy).
+    Raises ModelError where the layers do not fit together.
+    """
+
+    name: str
+    input_rule: InputRule
+    layers: tuple[Layer, ...]
+    labels: tuple[str, ...] = ()
+    info: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ModelError("at least one layer", "none")
+        shapes = self.shapes  # checks names, order and shapes
+        kinds = {layer.name: type(layer) for layer in self.layers}
+        for layer in self.layers:
+            reads_bits = any(kinds.get(name) is Sign for name in layer.inputs)
+            if isinstance(layer, BinaryConv2d) != reads_bits:
+                raise ModelError("a Sign layer before each BinaryConv2d and nowhere else", f"{layer.name}")
+        if isinstance(self.layers[-1], Sign):
+            raise ModelError("a float layer as the output", f"{self.layers[-1].name} (Sign)")
+        classes = int(np.prod(shapes[self.layers[-1].name]))
+        if self.labels and len(self.labels) != classes:
+            raise ModelError(f"{classes} labels", f"{len(self.labels)}")
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """(H, W, C) of the input and of every layer's output, by name."""
+        shapes: dict[str, Shape] = {INPUT: self.input_shape}
+        for layer in self.layers:
+            if layer.name in shapes:
+                raise ModelError("a name for each layer", f"{layer.name!r} twice")
+            if len(layer.inputs) != layer.arity:
+                raise ModelError(f"{layer.arity} inputs", f"{layer.name}: {len(layer.inputs)}")
+            missing = [name for name in layer.inputs if name not in shapes]
+            if missing:
+                raise ModelError("inputs that earlier layers make", f"{layer.name} reads {missing[0]!r}")
+            shapes[layer.name] = layer.output_shape(*(shapes[name] for name in layer.inputs))
+        return shapes
+
+    @property
+    def input_shape(self) -> Shape:
+        """(H, W, C) of the network's input, after resize and crop."""
+        return (*self.input_rule.crop, 3)
+
+    def macs(self, layer: Layer) -> int:
+        """Multiply-accumulates of one frame in a convolution, padding included; 0 for other layers."""
+        if not isinstance(layer, Conv2d | BinaryConv2d):
+            return 0
+        height, width, cout = self.shapes[layer.name]
+        per_output = layer.window_bits if isinstance(layer, BinaryConv2d) else int(np.prod(layer.weight.shape[1:]))
+        return height * width * cout * per_output
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The model laid out for the kernels: built on first use, shared by all streams."""
+        from .plan import build_plan
+
+        return build_plan(self)
+
+    def stream(self, mode: Mode = "cached") -> Stream:
+        """A fresh stream for one video; it owns all caches. See `Stream`."""
+        from .stream import Stream
+
+        return Stream(self, mode)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file (docs/format.md). An existing file is replaced only once the new one is whole."""
+        from .modelfile import save
+
+        save(self, Path(path))

@@ -1,0 +1,439 @@
+"""From a model to a plan: layers grouped into steps, weights laid out for the kernels, state counted.
+
+Convolutions and pools are steps of their own. Everything elementwise between them (batch-norm, ReLU,
+shortcut add, sign, and the alpha and bias of a binary convolution) is fused: one program, one pass over
+the changed pixels (kernels/elementwise.py). A plan holds no state; a `Stream` allocates what it counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import ModelError
+from .kernels import float_conv, rows, xnor
+from .kernels.elementwise import FIELDS, REGISTER, Op
+from .kernels.frame import Kind
+from .kernels.layer import padding_word_mask
+from .kernels.simd import aligned
+from .kernels.step import STEP, geometry, segment_offsets, window_starts
+from .model import INPUT, Add, Affine, Array, AvgPool, BinaryConv2d, Conv2d, Layer, MaxPool, Model, Relu, Sign
+
+ELEMENTWISE = (Affine, Relu, Sign, Add)
+
+#: Share of flipped input bits above which the dense kernel is the faster one, by words of output channels.
+ROWS_SHARE = {1: 0.06, 2: 0.08, 4: 0.12}
+ROWS_SHARE_WIDE = 0.16
+
+
+class Arena:
+    """Constants or state of one dtype, laid end to end, each piece on a cache line."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype, self.size = np.dtype(dtype), 0
+        self._pieces: list[tuple[int, Array]] = []
+
+    def reserve(self, count: int) -> int:
+        """Offset of `count` new elements."""
+        start, line = self.size, 64 // self.dtype.itemsize
+        self.size += -(-count // line) * line
+        return start
+
+    def add(self, values: Any) -> int:
+        """Offset of a copy of `values`, flattened."""
+        flat = np.asarray(values, self.dtype).reshape(-1)
+        start = self.reserve(flat.size)
+        self._pieces.append((start, flat))
+        return start
+
+    def build(self) -> Array:
+        """The arena: aligned, zero where nothing was added. A vector of slack ends it."""
+        array: Array = aligned(self.size + 512 // self.dtype.itemsize, self.dtype)
+        for start, values in self._pieces:
+            array[start : start + values.size] = values
+        return array
+
+
+@dataclass(frozen=True, eq=False)
+class StepInfo:
+    """What people see of a step: the layers it computes, and in which role."""
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    outputs: int
+    bits: int
+    macs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Steps and constants, ready for `frame.run`; shared by all streams of a model.
+
+    steps : STEP[n].  info : StepInfo of each.  constants : the const_* arenas of `frame.run`.
+    state : elements of the arenas u64, f32, u16, u8 that a stream allocates.  initial_bits : (offset in u64,
+    words) to write there once, the borders of padding +1.  scratch : sizes of the arrays the steps share.
+    output : (offset in f32, pixels, elements a pixel, channels) of the network's output.
+    """
+
+    steps: Array
+    info: tuple[StepInfo, ...]
+    constants: tuple[Array, ...]
+    state: dict[str, int]
+    initial_bits: tuple[tuple[int, Array], ...]
+    scratch: dict[str, int]
+    output: tuple[int, int, int, int]
+
+
+@dataclass
+class _Tensor:
+    """Where a layer's output lives. stride : elements a pixel.  mask : its change mask in u8."""
+
+    offset: int
+    stride: int
+    mask: int
+
+
+@dataclass
+class _Builder:
+    model: Model
+    steps: list[Any] = field(default_factory=list)
+    info: list[StepInfo] = field(default_factory=list)
+    floats: dict[str, _Tensor] = field(default_factory=dict)
+    counts: dict[str, _Tensor] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
+    initial_bits: list[tuple[int, Array]] = field(default_factory=list)
+    scratch: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("entries", "places", "row_starts", "pixels", "registers"), 64)
+    )
+
+    def __post_init__(self) -> None:
+        self.layers = {layer.name: layer for layer in self.model.layers}
+        self.readers: dict[str, list[Layer]] = {name: [] for name in self.model.shapes}
+        for layer in self.model.layers:
+            for name in layer.inputs:
+                self.readers[name].append(layer)
+        self.const = {name: Arena(name) for name in ("uint64", "float32", "int64", "int32", "uint16")}
+        self.state = {name: Arena(name) for name in ("uint64", "float32", "uint16", "uint8")}
+        shapes = self.model.shapes
+        # The first bytes are scratch of `list_windows`.
+        self.state["uint8"].reserve(max(shapes[i][0] * shapes[n.name][1] for n in self.model.layers for i in n.inputs))
+
+    def need(self, **sizes: int) -> None:
+        for name, size in sizes.items():
+            self.scratch[name] = max(self.scratch[name], size + 64)
+
+    def finish(self, step: Any, info: StepInfo) -> None:
+        step["macs"] = info.macs
+        self.need(pixels=int(step["h"] * step["w"] + step["ho"] * step["wo"]))
+        self.steps.append(step)
+        self.info.append(info)
+
+    def float_tensor(self, name: str, stride: int = 0) -> _Tensor:
+        """Reserve the float output of a layer, by default padded to whole register tiles."""
+        h, w, c = self.model.shapes[name]
+        stride = stride or -(-c // float_conv.BLOCK) * float_conv.BLOCK
+        tensor = _Tensor(self.state["float32"].reserve(h * w * stride), stride, self.state["uint8"].reserve(h * w))
+        self.floats[name] = tensor
+        return tensor
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def input_step(self) -> set[str]:
+        """The step that makes the input values. Returns the layers its table of 256 values a channel has absorbed."""
+        h, w, c = self.model.input_shape
+        step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
+        table, name, absorbed = self.model.input_rule.table(), INPUT, []
+        while len(readers := self.readers[name]) == 1 and isinstance(affine := readers[0], Affine):
+            table, name = table * affine.scale + affine.shift, affine.name
+            absorbed.append(name)
+        x = self.float_tensor(name, stride=c)
+        step["kind"], step["y"], step["y_mask"] = Kind.INPUT, x.offset, x.mask
+        step["padded"] = self.state["uint8"].reserve(h * w * c)
+        step["weights"] = self.const["float32"].add(table)
+        self.finish(step, StepInfo(INPUT, "elementwise", (INPUT, *absorbed), h * w, 0, 0))
+        return set(absorbed)
+
+    def _window_step(self, layer: Conv2d | BinaryConv2d | MaxPool) -> Any:
+        """A step with the geometry of the layer, its index tables and its input."""
+        binary = isinstance(layer, BinaryConv2d)
+        shape, window = self.model.shapes[layer.inputs[0]], layer.window
+        cout = self.model.shapes[layer.name][2]
+        step = geometry(shape, cout, window.kernel, window.stride, window.padding, window.dilation, binary=binary)
+        outputs = int(step["ho"] * step["wo"])
+        step["starts"] = self.const["int64"].add(window_starts(step))
+        step["segment_at"] = self.const["int64"].add(segment_offsets(step))
+        step["lane_starts"] = self.const["int64"].add(np.arange(outputs) * step["lanes"])
+        if binary:
+            step["x"] = self.bits[layer.inputs[0]]
+            step["x_mask"] = self.state["uint8"].reserve(int(step["h"] * step["w"]))
+        else:
+            x = self.floats[layer.inputs[0]]
+            step["x"], step["x_stride"], step["x_mask"] = x.offset, x.stride, x.mask
+        return step
+
+    def _info(self, layer: Layer, kind: str, bits: int = 0) -> StepInfo:
+        h, w, _ = self.model.shapes[layer.name]
+        return StepInfo(layer.name, kind, (layer.name,), h * w, bits, self.model.macs(layer))
+
+    def float_conv_step(self, layer: Conv2d) -> None:
+        step = self._window_step(layer)
+        y = self.float_tensor(layer.name)
+        weights = float_conv.pack_weights(_ungrouped(layer))
+        step["kind"], step["y"], step["y_mask"] = Kind.FLOAT_CONV, y.offset, y.mask
+        step["padded"] = self.state["float32"].reserve(int(step["hp"] * step["wp"] * step["words"]))
+        step["weights"], step["weights_size"] = self.const["float32"].add(weights), weights.size
+        step["bias"] = self.const["float32"].add(_padded(layer.bias, int(step["lanes"])))
+        self.finish(step, self._info(layer, "float"))
+
+    def pool_step(self, layer: MaxPool) -> None:
+        step = self._window_step(layer)
+        y = self.float_tensor(layer.name)
+        step["kind"], step["y"], step["y_mask"] = Kind.POOL, y.offset, y.mask
+        if isinstance(layer, AvgPool):
+            step["average"], step["count_padding"] = 1, layer.count_padding
+        self.finish(step, self._info(layer, "float"))
+
+    def binary_conv_step(self, layer: BinaryConv2d) -> None:
+        step = self._window_step(layer)
+        outputs, padded = int(step["ho"] * step["wo"]), int(step["hp"] * step["wp"] * step["words"])
+        y = _Tensor(
+            self.state["uint16"].reserve(outputs * int(step["lanes"])),
+            int(step["lanes"]),
+            self.state["uint8"].reserve(outputs),
+        )
+        self.counts[layer.name] = y
+        step["kind"], step["y"], step["y_mask"] = Kind.BINARY_CONV, y.offset, y.mask
+        step["padded"] = self.state["uint64"].reserve(padded)
+        step["diff"] = self.state["uint64"].reserve(padded)
+        if layer.pad_value == 1:
+            pixels = int(step["hp"] * step["wp"])
+            self.initial_bits.append((int(step["padded"]), np.tile(padding_word_mask(layer.channels), pixels)))
+        weights = xnor.pack_weights(layer.weight)
+        step["weights"], step["weights_size"] = self.const["uint64"].add(weights), weights.size
+        step["classes"] = -1
+        if layer.pad_value == 0 and any(layer.window.padding):
+            classes, outside, _ = xnor.outside_tables(layer.weight, step)
+            step["classes"] = self.const["int64"].add(classes)
+            step["outside"] = self.const["uint16"].add(outside)
+        touching = layer.window.dilation[1] == 1 or layer.window.kernel[1] == 1
+        step["tile"] = rows.tile_pixels(int(step["out_words"]), touching)
+        step["table"] = self.const["uint64"].add(rows.build_table(layer.weight, layer.channels, step))
+        bits = int(step["h"] * step["w"] * step["cin"])
+        share = ROWS_SHARE.get(int(step["out_words"]), ROWS_SHARE_WIDE)
+        step["rows_limit"] = int(bits * share)
+        self.need(
+            entries=int(step["rows_limit"]),
+            places=int(step["rows_limit"]),
+            row_starts=int(step["hp"] * (step["wp"] + 1)),
+        )
+        self.finish(step, self._info(layer, "binary", bits))
+
+    def elementwise_step(self, name: str, group: list[Layer], stored: set[str]) -> None:
+        """One program for the group; `stored` are the values, of members or of `name`, read outside it as floats."""
+        h, w, c = self.model.shapes[name]
+        step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
+        program = _Program(self, int(step["lanes"]), group)
+        for layer in group:
+            program.run(layer)
+            if layer.name in stored:
+                program.store(layer.name, self.float_tensor(layer.name))
+            program.release(layer)
+        if not group:
+            program.store(name, self.float_tensor(name))
+        const = self.const["int64"]
+        step["kind"], step["y_mask"] = Kind.ELEMENTWISE, self.state["uint8"].reserve(h * w)
+        step["program"], step["program_size"] = const.add(program.code), len(program.code) * FIELDS
+        step["sources"], step["source_masks"] = len(program.source_masks), const.add(program.source_masks)
+        step["targets"], step["target_masks"] = len(program.target_masks), const.add(program.target_masks)
+        self.need(registers=program.most_registers * max(REGISTER, int(step["lanes"])))
+        fused = (*program.dots, *(layer.name for layer in group))
+        self.finish(step, StepInfo(name if group else f"{name}.float", "elementwise", fused, h * w, 0, 0))
+
+    def valid_bits(self, layer: BinaryConv2d) -> int:
+        """Offset of int32[P]: bits under each output pixel's window that lie inside the image (all, unless zero-padded)."""
+        h, w, _ = self.model.shapes[layer.name]
+        valid = np.full(h * w, layer.window_bits, np.int32)
+        if layer.pad_value == 0 and any(layer.window.padding):
+            window = layer.window
+            step = geometry(
+                self.model.shapes[layer.inputs[0]], layer.weight.shape[0],
+                window.kernel, window.stride, window.padding, window.dilation, binary=True,
+            )  # fmt: skip
+            valid = xnor.outside_tables(layer.weight, step)[2]
+        return self.const["int32"].add(valid)
+
+
+class _Program:
+    """Writes the instructions of one elementwise group, giving registers to values while they are needed."""
+
+    def __init__(self, builder: _Builder, width: int, group: list[Layer]) -> None:
+        self._b, self._width = builder, width
+        self._uses: dict[str, int] = {}
+        for layer in group:
+            for name in layer.inputs:
+                self._uses[name] = self._uses.get(name, 0) + 1
+        self._register: dict[str, int] = {}
+        self._free: list[int] = []
+        self.most_registers = 0
+        self.code: list[list[int]] = []
+        self.source_masks: list[int] = []
+        self.target_masks: list[int] = []
+        self.dots: list[str] = []
+
+    def _emit(self, op: Op, target: int, *operands: int) -> None:
+        self.code.append([int(op), target, *operands, *[0] * (FIELDS - 2 - len(operands))])
+
+    def _new(self, name: str) -> int:
+        if not self._free:
+            self._free.append(self.most_registers)
+            self.most_registers += 1
+        self._register[name] = self._free.pop()
+        return self._register[name]
+
+    def _constants(self, values: Array) -> int:
+        return self._b.const["float32"].add(_padded(values, self._width))
+
+    def _fetch(self, name: str) -> int:
+        """Register of a value, loaded from outside the group where it is not made inside."""
+        if name in self._register:
+            return self._register[name]
+        target = self._new(name)
+        if name in self._b.counts:
+            layer, y = self._b.layers[name], self._b.counts[name]
+            assert isinstance(layer, BinaryConv2d)
+            alpha, bias = self._constants(layer.alpha), self._constants(layer.bias)
+            self._emit(Op.DOTS, target, y.offset, y.stride, alpha, bias, self._b.valid_bits(layer))
+            self.source_masks.append(y.mask)
+            self.dots.append(name)
+        else:
+            x = self._b.floats[name]
+            self._emit(Op.LOAD, target, x.offset, x.stride)
+            self.source_masks.append(x.mask)
+        return target
+
+    def run(self, layer: Layer) -> None:
+        sources = [self._fetch(name) for name in layer.inputs]
+        if isinstance(layer, Sign):
+            h, w, c = self._b.model.shapes[layer.name]
+            words = -(-c // 64)
+            self._b.bits[layer.name] = self._b.state["uint64"].reserve(h * w * words)
+            self._emit(Op.SIGN, sources[0], self._b.bits[layer.name], words, c)
+            return
+        target = self._new(layer.name)
+        if isinstance(layer, Affine):
+            scale, shift = self._constants(layer.scale), self._constants(layer.shift)
+            self._emit(Op.AFFINE, target, sources[0], scale, shift)
+        elif isinstance(layer, Relu):
+            self._emit(Op.RELU, target, sources[0])
+        else:
+            self._emit(Op.ADD, target, sources[0], sources[1])
+
+    def store(self, name: str, tensor: _Tensor) -> None:
+        """Keep a value: a member's own, or a convolution's dots that a pool or the caller reads."""
+        self._emit(Op.STORE, self._fetch(name), tensor.offset, tensor.stride, tensor.mask)
+        self.target_masks.append(tensor.mask)
+
+    def release(self, layer: Layer) -> None:
+        for name in layer.inputs:
+            self._uses[name] -= 1
+            if self._uses[name] == 0:
+                self._free.append(self._register[name])
+
+
+def _padded(values: Array, width: int) -> Array:
+    padded: Array = np.zeros(width, np.float32)
+    padded[: values.size] = values
+    return padded
+
+
+def _ungrouped(layer: Conv2d) -> Array:
+    """float32[Cout, kH, kW, Cin] with zeros outside the groups: same sums, groups are rare in binary networks."""
+    if layer.groups == 1:
+        return layer.weight
+    cout, kh, kw, per_group = layer.weight.shape
+    full: Array = np.zeros((cout, kh, kw, per_group * layer.groups), np.float32)
+    for group in range(layer.groups):
+        outs = slice(group * cout // layer.groups, (group + 1) * cout // layer.groups)
+        full[outs, :, :, group * per_group : (group + 1) * per_group] = layer.weight[outs]
+    return full
+
+
+def _levels(model: Model) -> dict[str, int]:
+    """Number of convolutions and pools on the longest way from the input, the layer itself included."""
+    levels = {INPUT: 0}
+    for layer in model.layers:
+        levels[layer.name] = max(levels[name] for name in layer.inputs) + (not isinstance(layer, ELEMENTWISE))
+    return levels
+
+
+def _groups(layers: list[Layer], levels: dict[str, int]) -> list[list[Layer]]:
+    """Elementwise layers joined by an edge and of one level: no convolution lies between two members."""
+    group_of: dict[str, list[Layer]] = {}
+    for layer in layers:
+        if not isinstance(layer, ELEMENTWISE):
+            continue
+        group = [layer]
+        for name in layer.inputs:
+            other = group_of.get(name)
+            if other is not None and levels[name] == levels[layer.name] and other is not group:
+                other.extend(group)
+                for member in group:
+                    group_of[member.name] = other
+                group = other
+        group_of[layer.name] = group
+    order = {layer.name: i for i, layer in enumerate(layers)}
+    unique = {id(group): group for group in group_of.values()}
+    return [sorted(group, key=lambda member: order[member.name]) for group in unique.values()]
+
+
+def build_plan(model: Model) -> Plan:
+    """Lay out a model for `frame.run`."""
+    b = _Builder(model)
+    absorbed = b.input_step()
+    layers = [layer for layer in model.layers if layer.name not in absorbed]
+    levels, output = _levels(model), model.layers[-1].name
+    groups = _groups(layers, levels)
+    for level in range(max(levels.values()) + 1):
+        for layer in layers:
+            if levels[layer.name] != level:
+                continue
+            if isinstance(layer, BinaryConv2d):
+                b.binary_conv_step(layer)
+                if layer.name == output or any(not isinstance(r, ELEMENTWISE) for r in b.readers[layer.name]):
+                    b.elementwise_step(layer.name, [], set())
+            elif isinstance(layer, Conv2d):
+                b.float_conv_step(layer)
+            elif isinstance(layer, MaxPool):
+                b.pool_step(layer)
+        for group in groups:
+            if levels[group[0].name] == level:
+                names = {layer.name for layer in group}
+                stored = {
+                    layer.name
+                    for layer in group
+                    if not isinstance(layer, Sign)
+                    and (layer.name == output or any(r.name not in names for r in b.readers[layer.name]))
+                }
+                b.elementwise_step(group[0].name, group, stored)
+
+    if output in absorbed:
+        raise ModelError("a layer besides batch-norms of the input", model.name)
+    h, w, c = model.shapes[output]
+    y = b.floats[output]
+    return Plan(
+        steps=np.array(b.steps, STEP),
+        info=tuple(b.info),
+        constants=tuple(arena.build() for arena in b.const.values()),
+        state={name: arena.size for name, arena in b.state.items()},
+        initial_bits=tuple(b.initial_bits),
+        scratch=b.scratch,
+        output=(y.offset, h * w, y.stride, c),
+    )
+
+
+def describe(model: Model) -> list[tuple[str, tuple[str, ...], str]]:
+    """(step name, layers fused into it, kind) of every step, in order of execution."""
+    return [(info.name, info.layers, info.kind) for info in model.plan.info]

@@ -1,0 +1,164 @@
+"""From a raw frame to the network's input: resize and centre crop, bit-equal to Pillow's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import FrameError
+from .kernels.resize import PRECISION, resize_columns, resize_rows
+from .model import InputRule
+
+Frame = npt.NDArray[np.uint8]
+
+#: Half the width of each filter, in output pixels.
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+
+
+class Preprocessor:
+    """Resizes and crops the frames of one video by an `InputRule`; computes only what the crop keeps.
+
+    State: filter weights for the last frame size and buffers, about one input-wide strip of the frame.
+    """
+
+    def __init__(self, rule: InputRule) -> None:
+        self._rule = rule
+        self._size = (0, 0)
+        self._resize: _Resize | None = None
+        self._corner = (0, 0)
+        self._results = [np.empty((*rule.crop, 3), np.uint8) for _ in range(2)]
+
+    def __call__(self, frame: Frame) -> Frame:
+        """uint8[H, W, 3] of any size and memory layout -> uint8[cropH, cropW, 3], contiguous.
+
+        Two result buffers alternate: a result stays valid until the call after the next one.
+        Raises FrameError where the frame is not uint8[H, W, 3], or is too small for a crop without resize.
+        """
+        check_frame(frame)
+        if frame.shape[:2] != self._size:
+            self._prepare(*frame.shape[:2])
+        self._results.reverse()
+        result = self._results[0]
+        if self._resize is None:
+            (top, left), (height, width) = self._corner, self._rule.crop
+            result[...] = frame[top : top + height, left : left + width]
+        else:
+            self._resize(frame, result)
+        return result
+
+    def _prepare(self, height: int, width: int) -> None:
+        """Plan for frames of this size."""
+        crop, short = self._rule.crop, min(height, width)
+        target = self._rule.resize or short
+        resized = (height * target // short, width * target // short)
+        if resized[0] < crop[0] or resized[1] < crop[1]:
+            raise FrameError(
+                f"frames of at least {crop[0]}x{crop[1]} (height x width)",
+                f"{height}x{width}",
+                "This network's input rule crops without resizing; enlarge the frames first.",
+            )
+        self._corner = ((resized[0] - crop[0]) // 2, (resized[1] - crop[1]) // 2)
+        self._resize = None
+        if target != short:
+            rows, columns = (
+                _taps(size, full, start, count, self._rule.interpolation)
+                for size, full, start, count in zip((height, width), resized, self._corner, crop, strict=True)
+            )
+            self._resize = _Resize(rows, columns)
+        self._size = (height, width)
+
+
+def check_frame(frame: Any) -> None:
+    """Raise FrameError unless `frame` is a non-empty uint8[H, W, 3] array."""
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
+        if frame.size:
+            return
+        remedy = "The frame has no pixels; check how it was cut or decoded."
+    elif not isinstance(frame, np.ndarray):
+        raise FrameError("a frame as uint8[H, W, 3]", type(frame).__name__, "Pass numpy.asarray(frame).")
+    elif frame.dtype != np.uint8:
+        remedy = "Scale the values to 0..255 and convert: frame.astype(numpy.uint8)."
+    elif frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+        remedy = "Repeat the grey channel: numpy.repeat(frame.reshape(H, W, 1), 3, axis=2)."
+    elif frame.ndim == 3 and frame.shape[2] == 4:
+        remedy = "Drop the fourth channel: frame[:, :, :3]."
+    elif frame.ndim == 3 and frame.shape[0] == 3:
+        remedy = "Put the channels last: frame.transpose(1, 2, 0)."
+    else:
+        remedy = "Pass one RGB frame, channels last."
+    raise FrameError("a frame as uint8[H, W, 3]", f"{frame.dtype.name}{list(frame.shape)}", remedy)
+
+
+@dataclass(frozen=True, eq=False)
+class _Taps:
+    """Filter of one axis: output i reads inputs first[i] + t with weights[i, t].
+
+    first : int64[n].  weights : int32[n, taps], PRECISION fraction bits.
+    """
+
+    first: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.int32]
+
+    @property
+    def span(self) -> slice:
+        """The inputs that are read at all."""
+        return slice(int(self.first.min()), int(self.first.max()) + self.weights.shape[1])
+
+
+def _taps(size: int, full: int, start: int, count: int, interpolation: str) -> _Taps:
+    """Pillow's filter from `size` to `full` pixels, for outputs start .. start + count - 1.
+
+    float64, each operation in Pillow's order, so that the rounded weights are the same.
+    """
+    scale = size / full
+    stretch = max(scale, 1.0)  # shrinking widens the filter
+    support = _SUPPORT[interpolation] * stretch
+    centre = (np.arange(start, start + count) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), size)
+
+    # Taps in a multiple of 8 for the kernel; windows that would leave the image move back inside it, and
+    # the weights outside [first, last) are zero.
+    taps = min(-(-int((last - first).max()) // 8) * 8, size)
+    begin = np.minimum(first, size - taps)
+    position = begin[:, None] + np.arange(taps)
+    x = np.abs((position - centre[:, None] + 0.5) * (1.0 / stretch))
+    inside = (position >= first[:, None]) & (position < last[:, None])
+    weights = np.where(inside, _bilinear(x) if interpolation == "bilinear" else _bicubic(x), 0.0)
+    total = np.cumsum(weights, axis=1)[:, -1:]  # left to right: numpy's sum would add pairwise
+    scaled = weights / np.where(total == 0.0, 1.0, total) * (1 << PRECISION)
+    return _Taps(begin, np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5)).astype(np.int32))
+
+
+def _bilinear(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.where(x < 1.0, 1.0 - x, 0.0)
+
+
+def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keys' cubic with a = -0.5."""
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+class _Resize:
+    """Both passes for frames of one size."""
+
+    def __init__(self, rows: _Taps, columns: _Taps) -> None:
+        self._rows, self._columns = rows.span, columns.span
+        self._row_first, self._row_weights = rows.first - self._rows.start, rows.weights
+        self._column_first, self._column_weights = columns.first * 3, columns.weights
+        width = 3 * len(columns.first)
+        self._strip = np.empty((self._rows.stop - self._rows.start, width), np.uint8)
+        self._sums = np.empty(width, np.int32)
+
+    def __call__(self, frame: Frame, result: Frame) -> None:
+        # Writable and contiguous, always: each other kind of array would compile the kernels once more.
+        source = np.require(frame[self._rows], requirements=["C", "W"])
+        flat = source.reshape(len(source), -1)
+        resize_columns(flat, self._column_first, self._column_weights, self._strip)
+        out = result.reshape(len(result), -1)
+        resize_rows(self._strip, self._row_first, self._row_weights, self._sums, out)

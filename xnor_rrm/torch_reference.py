@@ -1,0 +1,214 @@
+"""The same network as float convolutions in PyTorch: the dense baseline of the benchmark.
+
+What a float deployment would do is done once, ahead: batch-norms and ReLUs that follow a convolution are
+folded into it, weights are laid out for oneDNN, tensors are channels-last. Sums are taken in oneDNN's order,
+so outputs agree with the engine's up to rounding, and to the few signs that rounding turns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from .bits import unpack_signs
+from .errors import ShapeError, XnorError
+from .model import (
+    INPUT,
+    Add,
+    Affine,
+    Array,
+    AvgPool,
+    BinaryConv2d,
+    Conv2d,
+    Layer,
+    MaxPool,
+    Model,
+    Relu,
+    Shape,
+    Sign,
+    Window,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Operation = Callable[..., "Tensor"]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """output = run(*inputs); `spent` are values that no later step reads."""
+
+    output: str
+    inputs: tuple[str, ...]
+    run: Operation
+    spent: tuple[str, ...]
+
+
+class FloatTwin:
+    """A model as plain float32 convolutions: weights alpha * sign(w), activations -1.0 and +1.0.
+
+    Called with float32[H, W, 3], the preprocessed input, it returns float32[classes]. It holds no state
+    between calls. Uses as many threads as torch is set to. Raises XnorError where torch is not installed,
+    ShapeError for another input.
+    """
+
+    def __init__(self, model: Model) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise XnorError("PyTorch, for the float network", "none installed", 'pip install "xnor-rrm[torch]".') from error
+        self._shape = model.input_shape
+        self._inference_mode, self._from_numpy = torch.inference_mode, torch.from_numpy
+        self._steps = _steps(model)
+
+    def __call__(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if x.shape != self._shape or x.dtype != np.float32:
+            raise ShapeError(f"float32{list(self._shape)}", f"{x.dtype.name}{list(x.shape)}")
+        with self._inference_mode():
+            image = self._from_numpy(np.require(x, requirements="CW"))
+            values = {INPUT: image.permute(2, 0, 1)[None]}
+            for step in self._steps:
+                values[step.output] = step.run(*(values[name] for name in step.inputs))
+                for name in step.spent:
+                    del values[name]
+            output = values[self._steps[-1].output]
+            logits: npt.NDArray[np.float32] = output.permute(0, 2, 3, 1).flatten().numpy()
+        return logits
+
+
+def _steps(model: Model) -> tuple[_Step, ...]:
+    """The layers as operations, those that fold into the convolution before them taken with it."""
+    readers = Counter(name for layer in model.layers for name in layer.inputs)
+    reader = {name: layer for layer in model.layers for name in layer.inputs}
+    operations: list[tuple[str, tuple[str, ...], Operation]] = []
+    folded: set[str] = set()
+    for layer in model.layers:
+        if layer.name in folded:
+            continue
+        tail: list[Layer] = []
+        if isinstance(layer, Conv2d | BinaryConv2d):
+            for kind in (Affine, Relu):
+                name = tail[-1].name if tail else layer.name
+                if readers[name] == 1 and isinstance(reader[name], kind):
+                    tail.append(reader[name])
+        folded.update(each.name for each in tail)
+        output = tail[-1].name if tail else layer.name
+        operations.append((output, layer.inputs, _operation(layer, tail, model.shapes[layer.inputs[0]])))
+
+    last_use = {name: index for index, (_, inputs, _) in enumerate(operations) for name in inputs}
+    return tuple(
+        _Step(output, inputs, run, tuple(name for name in dict.fromkeys(inputs) if last_use[name] == index))
+        for index, (output, inputs, run) in enumerate(operations)
+    )
+
+
+def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
+    """What computes a layer, and the Affine and Relu folded into it, from inputs of `shape`."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    match layer:
+        case Conv2d(weight=weight, bias=bias):
+            return _convolution(weight, bias, layer.window, layer.groups, 0, tail, shape)
+        case BinaryConv2d(alpha=alpha, bias=bias):
+            signs = np.where(unpack_signs(layer.weight, layer.channels), np.float32(1), np.float32(-1))
+            weight = signs * alpha[:, None, None, None]
+            return _convolution(weight, bias, layer.window, 1, layer.pad_value, tail, shape)
+        case Affine():
+            scale, shift = _per_channel(layer.scale), _per_channel(layer.shift)
+            return lambda x: torch.addcmul(shift, x, scale)
+        case Relu():
+            return torch.relu
+        case Sign():
+            return lambda x: torch.where(x >= 0, 1.0, -1.0)
+        case Add():
+            return torch.add
+        case AvgPool():
+            return _average_pool(layer, shape)
+        case MaxPool(window=window):
+            padding, pad = _padding(window, -np.inf, native=_pool_pads(window))
+            return lambda x: F.max_pool2d(pad(x), window.kernel, window.stride, padding, window.dilation)
+    raise XnorError("a layer kind of this version", type(layer).__name__)
+
+
+def _convolution(
+    weight: Array, bias: Array, window: Window, groups: int, pad_value: int, tail: list[Layer], shape: Shape
+) -> Operation:
+    """weight : float32[Cout, kH, kW, Cin / groups], before the tail is folded in."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    for layer in tail:
+        if isinstance(layer, Affine):
+            weight, bias = weight * layer.scale[:, None, None, None], bias * layer.scale + layer.shift
+    relu = any(isinstance(layer, Relu) for layer in tail)
+    padding, pad = _padding(window, pad_value, native=pad_value == 0)
+    kernel, shift = torch.tensor(weight).permute(0, 3, 1, 2), torch.tensor(bias)
+
+    if not torch.backends.mkldnn.is_available():
+        geometry = (window.stride, padding, window.dilation, groups)
+        plain = lambda x: F.conv2d(pad(x), kernel, shift, *geometry)  # noqa: E731
+        return (lambda x: torch.relu_(plain(x))) if relu else plain
+    # F.conv2d would bring the weights into oneDNN's blocked layout again at every call.
+    height, width, channels = shape
+    if padding == (0, 0):
+        height, width = height + sum(window.padding[:2]), width + sum(window.padding[2:])
+    prepacked = torch.ops.mkldnn_prepacked
+    packed = prepacked.conv2d_prepack(
+        kernel,
+        shift,
+        window.stride,
+        padding,
+        window.dilation,
+        groups,
+        (1, channels, height, width),
+        "relu" if relu else "none",
+    )
+    return lambda x: prepacked.conv2d_run(pad(x), packed)
+
+
+def _average_pool(layer: AvgPool, shape: Shape) -> Operation:
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    window = layer.window
+    padding, pad = _padding(window, 0.0, native=_pool_pads(window))
+    if padding == window.padding[::2] and window.dilation == (1, 1):
+        return lambda x: F.avg_pool2d(x, window.kernel, window.stride, padding, count_include_pad=layer.count_padding)
+    # What avg_pool2d cannot: uneven or wide padding and dilation, as a convolution with ones.
+    height, width, channels = shape
+    ones = torch.ones(channels, 1, *window.kernel)
+
+    def total(x: Tensor) -> Tensor:
+        return F.conv2d(pad(x), ones, None, window.stride, padding, window.dilation, channels)
+
+    inside = total(torch.ones(1, channels, height, width))
+    reciprocal = 1 / (torch.full_like(inside, window.kernel[0] * window.kernel[1]) if layer.count_padding else inside)
+    return lambda x: total(x) * reciprocal
+
+
+def _pool_pads(window: Window) -> bool:
+    """Whether torch's pools take this much padding."""
+    return 2 * max(window.padding[:2]) <= window.kernel[0] and 2 * max(window.padding[2:]) <= window.kernel[1]
+
+
+def _padding(window: Window, value: float, *, native: bool) -> tuple[tuple[int, int], Operation]:
+    """Padding for the operation to do itself, where it is able to and the padding is even; else what pads before it."""
+    import torch.nn.functional as F  # noqa: N812
+
+    top, bottom, left, right = window.padding
+    if not any(window.padding) or (native and (top, left) == (bottom, right)):
+        return (top, left), lambda x: x
+    return (0, 0), lambda x: F.pad(x, (left, right, top, bottom), value=value)
+
+
+def _per_channel(values: Array) -> Tensor:
+    import torch
+
+    return torch.tensor(values)[None, :, None, None]
