@@ -32,9 +32,11 @@ class Op(IntEnum):
     ADD = 4  #: r, source register, source register
     STORE = 5  #: r, float32 tensor, elements a pixel, change mask
     SIGN = 6  #: r, uint64 bits, words a pixel, channels
+    OWN_VALUES = 7  #: r; the sums of the float convolution this program is fused with
+    OWN_DOTS = 8  #: r, -, lanes a pixel, then as DOTS; of the binary convolution it is fused with
 
 
-LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN = (int(op) for op in Op)
+LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS = (int(op) for op in Op)
 
 
 @jit
@@ -48,14 +50,19 @@ def run_program(
     bits: Any,
     masks: Any,
     pixels: Any,
+    slots: Any,
     count: int,
+    own_counts: Any,
+    own_values: Any,
     registers: Any,
+    compare: bool,
 ) -> None:
-    """Run the program over the listed pixels.
+    """Run the program over the listed pixels; if `compare`, mark a stored pixel as changed if any of its bits differs.
 
     program : int64[n * FIELDS].  width : channels, padded to a multiple of 32.  constants : float32.
     valid : int32.  floats, counts, bits, masks : the stream's float32, uint16, uint64 and uint8 arenas.
-    registers : float32[r * max(REGISTER, width)].  A stored pixel is marked changed if any of its bits differs.
+    slots : int64, where each listed pixel's own sums stand, in pixels of own_counts (uint16) or own_values
+    (float32).  registers : float32[r * max(REGISTER, width)]. 
     """
     span = max(1024, width)
     block = span // width
@@ -70,14 +77,21 @@ def run_program(
                     source = a + pixels[first + i] * b
                     for lane in range(0, width, 16):
                         store(registers, target + i * width + lane, load(floats, source + lane))
-            elif op == DOTS:
+            elif op == DOTS or op == OWN_DOTS:
                 bits_inside = program[at + 6]
+                places = pixels if op == DOTS else slots
+                sums = counts if op == DOTS else own_counts
                 for i in range(n):
-                    p = pixels[first + i]
-                    inside = get(valid, bits_inside + p)
+                    inside = get(valid, bits_inside + pixels[first + i])
+                    source = a + places[first + i] * b
                     for lane in range(0, width, 16):
-                        dots = counts_to_dots(counts, a + p * b + lane, inside)
+                        dots = counts_to_dots(sums, source + lane, inside)
                         value = dots * load(constants, c + lane) + load(constants, d + lane)
+                        store(registers, target + i * width + lane, value)
+            elif op == OWN_VALUES:
+                for i in range(n):
+                    for lane in range(0, width, 16):
+                        value = load(own_values, slots[first + i] * width + lane)
                         store(registers, target + i * width + lane, value)
             elif op == AFFINE:
                 source = a * span
@@ -98,7 +112,8 @@ def run_program(
                     new = False
                     for lane in range(0, width, 16):
                         value = load(registers, target + i * width + lane)
-                        new |= differs(value, load(floats, a + p * b + lane))
+                        if compare:
+                            new |= differs(value, load(floats, a + p * b + lane))
                         store(floats, a + p * b + lane, value)
                     masks[c + p] = new
             else:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .jit import jit
-from .simd import aligned, gather, get, load, tile_fma, tile_of, tile_store
+from .simd import aligned, gather, get, load, scaled, tile_fma, tile_of, tile_store
 
 #: Output channels of a register tile: 2 vectors of 16. Float tensors are padded to a multiple of it.
 BLOCK = 32
@@ -32,21 +32,28 @@ def pack_weights(weight: Any) -> Any:
 
 @jit
 def conv_float(
-    x: Any, weights: Any, bias: Any, s: Any, starts: Any, segment_at: Any, pixels: Any, count: int, y: Any, lane_starts: Any
+    x: Any,
+    weights: Any,
+    bias: Any,
+    s: Any,
+    starts: Any,
+    segment_at: Any,
+    pixels: Any,
+    slots: Any,
+    count: int,
+    y: Any,
 ) -> None:
     """Compute the listed output pixels.
 
     x : float32[hp * wp * words], padded with zeros.  weights : `pack_weights`, flat.  bias : float32[lanes].
-    y : float32[ho * wo * lanes].  The rest as in `xnor.conv_xnor`.
+    y : float32[slots * lanes].  The rest as in `xnor.conv_xnor`.
 
     One fused multiply-add per 16 MACs: at one 512-bit operation a cycle at most 16 MAC a cycle.
     """
-    for i in range(8):
-        pixels[count + i] = pixels[count - 1]
     for block in range(s.lanes // 32):
         first = block * s.segments * s.run * 32
         for tile in range(0, count, 8):
-            bases = gather(starts, pixels, tile, 8)
+            bases = gather(starts, pixels, tile, count - 1, 8)
             total = tile_of((load(bias, block * 32), load(bias, block * 32 + 16)), bases)
             at = first
             for k in range(s.segments):
@@ -54,4 +61,4 @@ def conv_float(
                 for i in range(s.run):
                     total = tile_fma(total, x, bases, offset + i, weights, at)
                     at += 32
-            tile_store(y, gather(lane_starts, pixels, tile, 8), block * 32, total)
+            tile_store(y, scaled(s.lanes, slots, tile, count - 1, 8), block * 32, total)

@@ -1,11 +1,14 @@
-"""One frame through a whole plan without returning to Python."""
+"""One frame through a whole plan without returning to Python.
+
+A convolution may be followed by the elementwise step that reads it ("fused"): the two then take turns, a
+band of pixels at a time, so that the program finds the band's sums in the first-level cache. What travels
+through memory decides the speed of everything around the convolutions.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from .bitpack import diff_into_padded
 from .clock import now
@@ -14,7 +17,6 @@ from .float_conv import conv_float
 from .jit import jit
 from .pool import pool
 from .rows import conv_rows, list_flips
-from .step import STEP
 from .window import (
     copy_changed_into_padded,
     copy_into_padded,
@@ -37,12 +39,50 @@ class Kind(IntEnum):
 
 
 class Path(IntEnum):
-    """How a step was computed on a frame: everything, only what changed by the dense or the rows kernel, or nothing."""
+    """How a step was computed: everything, only what changed by the dense or the rows kernel, or nothing."""
 
     DENSE = 0
     CHANGED = 1
     ROWS = 2
     CLEAN = 3
+
+
+class Constants(NamedTuple):
+    """The plan's weights and tables, one array a dtype."""
+
+    u64: Any
+    f32: Any
+    i64: Any
+    i32: Any
+    u16: Any
+
+
+class State(NamedTuple):
+    """All a stream remembers, one array a dtype."""
+
+    u64: Any
+    f32: Any
+    u16: Any
+    u8: Any
+
+
+class Scratch(NamedTuple):
+    """Arrays that the steps of a frame use in turn."""
+
+    risen: Any
+    risen_starts: Any
+    fallen: Any
+    fallen_starts: Any
+    risen_places: Any
+    fallen_places: Any
+    planes: Any
+    pixels: Any
+    more_pixels: Any
+    registers: Any
+    identity: Any  # 0, 1, 2, ...
+    band_f32: Any
+    band_u16: Any
+    timespec: Any
 
 
 #: What a step reports of a frame: path, flips (binary) or changed inputs, outputs computed, nanoseconds.
@@ -53,140 +93,254 @@ DENSE, CHANGED, ROWS, CLEAN = (int(path) for path in Path)
 
 
 @jit
-def run(
-    steps: Any,
-    frame: Any,
+def _list_sources(s: Any, const: Any, state: Any, first: int, last: int, pixels: Any) -> int:
+    """List the pixels from `first` to below `last` that changed in any tensor the step's program reads."""
+    mask = state.u8[s.y_mask + first : s.y_mask + last]
+    mask[:] = 0
+    for i in range(s.sources):
+        at = const.i64[s.source_masks + i] + first
+        source = state.u8[at : at + last - first]
+        for p in range(last - first):
+            mask[p] |= source[p]
+    count = list_changed(mask, pixels)
+    for i in range(count):
+        pixels[i] += first
+    return count
+
+
+@jit
+def _clear_targets(s: Any, const: Any, state: Any) -> None:
+    """Mark every pixel of the tensors the step's program stores as unchanged."""
+    for i in range(s.targets):
+        at = const.i64[s.target_masks + i]
+        state.u8[at : at + s.ho * s.wo] = 0
+
+
+@jit
+def _program(
+    s: Any,
+    const: Any,
+    state: Any,
+    scratch: Any,
+    pixels: Any,
+    slots: Any,
+    count: int,
+    counts: Any,
+    compare: bool,
+) -> None:
+    """Run the step's program over the listed pixels; its convolution's sums stand at `slots` of counts or band_f32."""
+    program = const.i64[s.program : s.program + s.program_size]
+    run_program(
+        program, s.lanes, const.f32, const.i32, state.f32, state.u16, state.u64, state.u8,
+        pixels, slots, count, counts, scratch.band_f32, scratch.registers, compare,
+    )  # fmt: skip
+
+
+@jit
+def _elementwise(s: Any, all_pixels: bool, const: Any, state: Any, scratch: Any, report: Any) -> None:
+    """A program by itself."""
+    if all_pixels:
+        count = list_all(s.ho * s.wo, scratch.pixels)
+    else:
+        _clear_targets(s, const, state)
+        count = _list_sources(s, const, state, 0, s.ho * s.wo, scratch.pixels)
+    _program(s, const, state, scratch, scratch.pixels, scratch.pixels, count, state.u16, not all_pixels)
+    report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
+    report[2] = count
+
+
+@jit
+def _pool(s: Any, all_pixels: bool, state: Any, scratch: Any, report: Any) -> None:
+    """A pool: the windows that hold a change."""
+    changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
+    if all_pixels:
+        count = list_all(s.ho * s.wo, scratch.pixels)
+    else:
+        count = list_windows(state.u8[s.x_mask :], s, state.u8, scratch.pixels)
+        changed[:] = 0
+    x, y = state.f32[s.x :], state.f32[s.y :]
+    pool(x, s.x_stride, s, scratch.pixels, count, s.average != 0, s.count_padding != 0, y, changed)
+    report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
+    report[2] = count
+
+
+@jit
+def _float_conv(
+    s: Any, e: Any, fused: bool, all_pixels: bool, const: Any, state: Any, scratch: Any, report: Any, e_report: Any
+) -> None:
+    """A float convolution of the windows that hold a change, and the program `e` that alone reads it if fused."""
+    begin = now(scratch.timespec)
+    pixels = scratch.pixels
+    x, changed = state.f32[s.x :], state.u8[s.x_mask : s.x_mask + s.h * s.w]
+    padded = state.f32[s.padded : s.padded + s.hp * s.wp * s.words]
+    if all_pixels:
+        copy_into_padded(x, s.x_stride, s, padded)
+        count = list_all(s.ho * s.wo, pixels)
+    else:
+        report[1] = copy_changed_into_padded(x, s.x_stride, s, changed, padded)
+        count = list_windows(changed, s, state.u8, pixels)
+        if fused:
+            _clear_targets(e, const, state)
+        else:
+            mask = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
+            mask[:] = 0
+            for i in range(count):
+                mask[pixels[i]] = 1
+    weights = const.f32[s.weights : s.weights + s.weights_size]
+    bias = const.f32[s.bias : s.bias + s.lanes]
+    starts = const.i64[s.starts : s.starts + s.ho * s.wo]
+    segment_at = const.i64[s.segment_at : s.segment_at + s.segments]
+    band = s.band if fused else max(1, count)
+    for first in range(0, count, band):
+        n = min(band, count - first)
+        listed = pixels[first:]
+        if fused:
+            conv_float(padded, weights, bias, s, starts, segment_at, listed, scratch.identity, n, scratch.band_f32)
+            middle = now(scratch.timespec)
+            _program(e, const, state, scratch, listed, scratch.identity, n, state.u16, not all_pixels)
+            end = now(scratch.timespec)
+            e_report[3] += end - middle
+            begin += end - middle
+        else:
+            conv_float(padded, weights, bias, s, starts, segment_at, listed, listed, n, state.f32[s.y :])
+    report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
+    report[2] = count
+    report[3] = now(scratch.timespec) - begin
+    if fused:
+        e_report[0], e_report[2] = report[0], count
+
+
+@jit
+def _binary_conv(
+    s: Any,
+    e: Any,
+    fused: bool,
     all_pixels: bool,
     keep: bool,
+    const: Any,
+    state: Any,
+    scratch: Any,
     report: Any,
-    const_u64: Any,
-    const_f32: Any,
-    const_i64: Any,
-    const_i32: Any,
-    const_u16: Any,
-    u64: Any,
-    f32: Any,
-    u16: Any,
-    u8: Any,
-    entries: Any,
-    places: Any,
-    row_starts: Any,
-    pixels: Any,
-    registers: Any,
-    planes: Any,
-    timespec: Any,
+    e_report: Any,
+) -> None:
+    """A binary convolution, and the program `e` that reads it if fused.
+
+    Without `keep` the sums a fused program has read are not needed again, and stay in a band's scratch.
+    """
+    begin = now(scratch.timespec)
+    pixels, more_pixels = scratch.pixels, scratch.more_pixels
+    x = state.u64[s.x : s.x + s.h * s.w * s.words]
+    padded = state.u64[s.padded : s.padded + s.hp * s.wp * s.words]
+    diff = state.u64[s.diff : s.diff + s.hp * s.wp * s.words]
+    changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
+    path, flips, count, computed = DENSE, 0, 0, 0
+    if keep:
+        flips = diff_into_padded(x, s, padded, diff)
+    else:
+        copy_into_padded(x, s.words, s, padded)
+    if all_pixels:
+        count = list_all(s.ho * s.wo, pixels)
+    elif flips == 0:
+        path = CLEAN
+    elif flips <= s.rows_limit:
+        path = ROWS
+        list_flips(diff, padded, s, scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts)
+    else:
+        path = CHANGED
+        mask = state.u8[s.x_mask : s.x_mask + s.h * s.w]
+        mark_flipped(diff, s, mask)
+        count = list_windows(mask, s, state.u8, pixels)
+    if fused and not all_pixels:
+        _clear_targets(e, const, state)
+
+    in_band = fused and all_pixels and not keep
+    sums = scratch.band_u16 if in_band else state.u16[s.y :]
+    weights = const.u64[s.weights : s.weights + s.weights_size]
+    starts = const.i64[s.starts : s.starts + s.ho * s.wo]
+    segment_at = const.i64[s.segment_at : s.segment_at + s.segments]
+    table = const.u64[s.table : s.table + s.table_size]
+    rows = s.band if fused else s.ho
+    done = 0
+    for row in range(0, s.ho, rows):
+        end_row = min(row + rows, s.ho)
+        first, last = row * s.wo, end_row * s.wo
+        if path == ROWS:
+            computed += conv_rows(
+                scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts, table, s, row, end_row,
+                scratch.risen_places, scratch.fallen_places, scratch.planes, state.u16[s.y :], changed,
+            )  # fmt: skip
+        else:
+            n = 0
+            while done + n < count and pixels[done + n] < last:
+                n += 1
+            listed = pixels[done:]
+            slots = scratch.identity if in_band else listed
+            conv_xnor(padded, weights, s, starts, segment_at, listed, slots, n, sums)
+            if s.classes >= 0:
+                classes = const.i64[s.classes : s.classes + s.ho * s.wo]
+                subtract_outside(sums, s, classes, const.u16[s.outside :], listed, slots, n)
+            if not all_pixels:
+                changed[first:last] = 0
+                for i in range(n):
+                    changed[listed[i]] = 1
+            done += n
+            computed += n
+        if fused:
+            middle = now(scratch.timespec)
+            if all_pixels:
+                n = last - first
+                listed = pixels[first:]
+                slots = scratch.identity if in_band else listed
+                _program(e, const, state, scratch, listed, slots, n, sums, False)
+            else:
+                n = _list_sources(e, const, state, first, last, more_pixels)
+                _program(e, const, state, scratch, more_pixels, more_pixels, n, sums, True)
+            end = now(scratch.timespec)
+            e_report[2] += n
+            e_report[3] += end - middle
+            begin += end - middle
+    report[0], report[1], report[2] = path, flips, computed
+    report[3] = now(scratch.timespec) - begin
+    if fused:
+        e_report[0] = DENSE if all_pixels else CHANGED if e_report[2] else CLEAN
+
+
+@jit
+def run(
+    steps: Any, frame: Any, all_pixels: bool, keep: bool, report: Any, const: Any, state: Any, scratch: Any
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
     steps : STEP[n].  frame : uint8[h * w * 3], resized and cropped.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
-    report : int64[n, REPORT].  const_* : the plan's constants.  u64, f32, u16, u8 : the stream's state.
-    The rest is scratch shared by the steps.
+    report : int64[n, REPORT].  const, state, scratch : `Constants`, `State`, `Scratch`.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
     """
-    begin = now(timespec)
+    report[:] = 0
     for index in range(len(steps)):
         s = steps[index]
-        path, flips, outputs = DENSE, 0, s.ho * s.wo
-        y_mask = u8[s.y_mask : s.y_mask + outputs]
-
+        here = report[index]
+        begin = now(scratch.timespec)
         if s.kind == INPUT:
-            last = u8[s.padded : s.padded + outputs * 3]
-            table = const_f32[s.weights : s.weights + 768]
-            x = f32[s.y : s.y + outputs * 3]
-            flips = normalise(frame, last, table, x, y_mask, all_pixels)
-            outputs = flips
-
-        elif s.kind == BINARY_CONV:
-            x = u64[s.x : s.x + s.h * s.w * s.words]
-            padded = u64[s.padded : s.padded + s.hp * s.wp * s.words]
-            diff = u64[s.diff : s.diff + s.hp * s.wp * s.words]
-            mismatches = u16[s.y :]
-            if not keep:
-                copy_into_padded(x, s.words, s, padded)
-            else:
-                flips = diff_into_padded(x, s, padded, diff)
-            if all_pixels:
-                count = list_all(outputs, pixels)
-            elif flips == 0:
-                path, count = CLEAN, 0
-                y_mask[:] = 0
-            elif flips <= s.rows_limit:
-                path, count = ROWS, 0
-                list_flips(diff, padded, s, entries, row_starts)
-                table = const_u64[s.table : s.table + s.table_size]
-                outputs = conv_rows(entries, row_starts, table, s, places, planes, mismatches, y_mask)
-            else:
-                path = CHANGED
-                mask = u8[s.x_mask : s.x_mask + s.h * s.w]
-                mark_flipped(diff, s, mask)
-                count = list_windows(mask, s, u8[: s.h * s.wo], pixels)
-                y_mask[:] = 0
-                for i in range(count):
-                    y_mask[pixels[i]] = 1
-            if count:
-                weights = const_u64[s.weights : s.weights + s.weights_size]
-                starts = const_i64[s.starts : s.starts + s.ho * s.wo]
-                segment_at = const_i64[s.segment_at : s.segment_at + s.segments]
-                lane_starts = const_i64[s.lane_starts : s.lane_starts + s.ho * s.wo]
-                conv_xnor(padded, weights, s, starts, segment_at, pixels, count, mismatches, lane_starts)
-                if s.classes >= 0:
-                    classes = const_i64[s.classes : s.classes + s.ho * s.wo]
-                    subtract_outside(mismatches, s, classes, const_u16[s.outside :], pixels, count)
-            if path != ROWS:
-                outputs = count
-
+            pixels = s.ho * s.wo
+            last, changed = state.u8[s.padded : s.padded + 3 * pixels], state.u8[s.y_mask : s.y_mask + pixels]
+            here[2] = normalise(frame, last, const.f32[s.weights :], state.f32[s.y :], changed, all_pixels)
+            here[0] = DENSE if all_pixels else CHANGED if here[2] else CLEAN
         elif s.kind == ELEMENTWISE:
-            if all_pixels:
-                count = list_all(outputs, pixels)
-            else:
-                y_mask[:] = 0
-                for i in range(s.sources):
-                    source = u8[const_i64[s.source_masks + i] :]
-                    for p in range(outputs):
-                        y_mask[p] |= source[p]
-                count = list_changed(y_mask, pixels)
-                for i in range(s.targets):
-                    at = const_i64[s.target_masks + i]
-                    u8[at : at + outputs] = 0
-                path = CHANGED if count else CLEAN
-            program = const_i64[s.program : s.program + s.program_size]
-            run_program(program, s.lanes, const_f32, const_i32, f32, u16, u64, u8, pixels, count, registers)
-            flips = outputs = count
-
+            if s.fused:  # done, timed and reported with the convolution before it
+                continue
+            _elementwise(s, all_pixels, const, state, scratch, here)
+        elif s.kind == POOL:
+            _pool(s, all_pixels, state, scratch, here)
         else:
-            mask = u8[s.x_mask : s.x_mask + s.h * s.w]
-            if all_pixels:
-                count = list_all(outputs, pixels)
+            following = min(index + 1, len(steps) - 1)
+            e, e_report = steps[following], report[following]
+            fused = following > index and e.fused != 0
+            if s.kind == FLOAT_CONV:
+                _float_conv(s, e, fused, all_pixels, const, state, scratch, here, e_report)
             else:
-                count = list_windows(mask, s, u8[: s.h * s.wo], pixels)
-                y_mask[:] = 0
-                path = CHANGED if count else CLEAN
-            outputs = count
-            x = f32[s.x : s.x + s.h * s.w * s.x_stride]
-            y = f32[s.y : s.y + s.ho * s.wo * s.lanes]
-            if s.kind == POOL:
-                pool(x, s.x_stride, s, pixels, count, s.average != 0, s.count_padding != 0, y, y_mask)
-            elif count:
-                padded_f = f32[s.padded : s.padded + s.hp * s.wp * s.words]
-                if all_pixels:
-                    copy_into_padded(x, s.x_stride, s, padded_f)
-                else:
-                    flips = copy_changed_into_padded(x, s.x_stride, s, mask, padded_f)
-                weights_f = const_f32[s.weights : s.weights + s.weights_size]
-                bias = const_f32[s.bias : s.bias + s.lanes]
-                starts = const_i64[s.starts : s.starts + s.ho * s.wo]
-                segment_at = const_i64[s.segment_at : s.segment_at + s.segments]
-                lane_starts = const_i64[s.lane_starts : s.lane_starts + s.ho * s.wo]
-                conv_float(padded_f, weights_f, bias, s, starts, segment_at, pixels, count, y, lane_starts)
-                for i in range(count):
-                    y_mask[pixels[i]] = 1
-
-        end = now(timespec)
-        report[index, 0] = path
-        report[index, 1] = flips
-        report[index, 2] = outputs
-        report[index, 3] = end - begin
-        begin = end
+                _binary_conv(s, e, fused, all_pixels, keep, const, state, scratch, here, e_report)
+            continue
+        here[3] = now(scratch.timespec) - begin

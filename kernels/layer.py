@@ -52,12 +52,10 @@ class BinaryLayer:
         self.mismatches = aligned(self.outputs * int(step["lanes"]) + 64, np.uint16)
         self.changed = np.zeros(self.outputs, np.uint8)
         self.starts, self.segment_at = window_starts(step), segment_offsets(step)
-        self.lane_starts = np.arange(self.outputs) * int(step["lanes"])
-        self.pixels = np.arange(self.outputs + 8)
+        self.pixels = np.arange(self.outputs)
         bits = shape[0] * shape[1] * channels
-        self.entries, self.places = np.zeros(bits + 80, np.int32), np.zeros(bits + 80, np.int32)
-        self.row_starts = np.zeros(int(step["hp"] * (step["wp"] + 1)) + 8, np.int64)
-        self.scratch = aligned(72, np.uint64)
+        self.lists = rows.flip_lists(bits, step)
+        self.scratch = aligned(80, np.uint64)
         self.flips = 0
         self.step = np.array([step], STEP)[0]
 
@@ -83,11 +81,10 @@ def padding_word_mask(channels: int) -> Any:
 
 def _xnor(layer: BinaryLayer) -> None:
     x = layer
-    xnor.conv_xnor(
-        x.last, x.weights, x.step, x.starts, x.segment_at, x.pixels, x.outputs, x.mismatches, x.lane_starts
-    )
+    listed = (x.pixels, x.pixels, x.outputs)
+    xnor.conv_xnor(x.last, x.weights, x.step, x.starts, x.segment_at, *listed, x.mismatches)
     if x.zero_padded:
-        xnor.subtract_outside(x.mismatches, x.step, x.classes, x.outside.reshape(-1), x.pixels, x.outputs)
+        xnor.subtract_outside(x.mismatches, x.step, x.classes, x.outside.reshape(-1), *listed)
 
 
 def _xnor_update(layer: BinaryLayer) -> None:
@@ -99,10 +96,12 @@ def _xnor_update(layer: BinaryLayer) -> None:
 
 def _rows(layer: BinaryLayer) -> None:
     x = layer
-    rows.list_flips(x.diff, x.last, x.step, x.entries, x.row_starts)
+    risen, risen_starts, fallen, fallen_starts, *places = x.lists
+    rows.list_flips(x.diff, x.last, x.step, risen, risen_starts, fallen, fallen_starts)
     rows.conv_rows(
-        x.entries, x.row_starts, x.table, x.step, x.places, x.scratch, x.mismatches, x.changed
-    )
+        risen, risen_starts, fallen, fallen_starts, x.table, x.step, 0, int(x.step["ho"]),
+        *places, x.scratch, x.mismatches, x.changed,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Cached binary convolution: a positional popcount of the weight rows that the flipped bits select.
 
-A flip of input bit (y, x, c) to the sign s meets the output pixels whose window holds it, each through
-one tap k. There it selects the row of bits r = (w[:, k, c] == s), one bit for each output channel: 1
-where the product now agrees, 0 where it now disagrees. With L flips under a pixel's window and P[c] the
-number of selected rows that have bit c set,
+A flipped input bit (y, x, c) meets the output pixels whose window holds it, each through one tap k. There
+it selects a row: the bits w[:, k, c] of that input over all output channels (1 = +1). Where the bit rose to
++1, the products with w = +1 now agree and the others no longer do; where it fell, the reverse. With L_r, L_f
+the bits risen and fallen under a pixel's window, and P_r[c], P_f[c] how many of their rows have bit c set,
 
-    mismatches[c] += L - 2 * P[c]                                                        (exact integers)
+    mismatches[c] += (L_r - L_f) - 2 * (P_r[c] - P_f[c])                                 (exact integers)
 
-P is summed in carry-save form: planes[j] holds bit j of P for 512 (pixel, channel) lanes, and a full
-adder is two operations (xor3, majority). A row costs one load and about three operations for 512
-bit-MACs, against 3 * 512 / (share of flipped bits) / 512 for xor-popcount.
+P is summed in carry-save form: planes[j] holds bit j of a count for 512 (pixel, channel) lanes, and a full
+adder is two operations (xor3, majority). Fallen rows go first; complementing the planes turns P_f into
+-1 - P_f, and the risen rows are summed on top. A row costs one load and about three operations for 512
+bit-MACs.
 
 Lanes. With W words of output channels a pixel, a vector holds T = 8 / W neighbouring pixels (W = 1, 2,
 4), or 8 words of one pixel (W a multiple of 8). One load must place a flip's taps on the T pixels that
@@ -38,6 +39,7 @@ from .simd import (
     load,
     majority,
     plane_counts,
+    put,
     splat,
     store,
     tile_store,
@@ -46,8 +48,8 @@ from .simd import (
     xor3,
 )
 
-#: Rows summed before the eight planes are spilled into the mismatches: they hold counts up to 255.
-MAX_ROWS = 248
+#: Rows of one direction summed before the planes are spilled: P_r - P_f - 1 must fit eight bits with a sign.
+MAX_ROWS = 120
 #: Whether flips are listed a word at a time, decided for the machine the kernels are compiled on.
 BYTE_COMPRESS = has_byte_compress()
 EIGHT_ROWS = tuple(range(0, 64, 8))
@@ -58,12 +60,19 @@ def tile_pixels(out_words: int, touching: bool) -> int:
     return max(1, 8 // out_words) if touching else 1
 
 
-def build_table(weight: Any, channels: int, step: Any) -> Any:
-    """Row table of a layer: uint64[kH, Cin, 2, stride, length, W] flat, closed by zeros.
+def flip_lists(flips: int, step: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Scratch for at most `flips` flips: (risen, risen_starts, fallen, fallen_starts, risen_places, fallen_places)."""
+    entries = [aligned(flips + 32, np.int32) for _ in range(4)]
+    starts = [aligned(int(step["hp"] * (step["wp"] + 1)) + 8, np.int64) for _ in range(2)]
+    return entries[0], starts[0], entries[1], starts[1], entries[2], entries[3]
 
-    weight : uint64[Cout, kH, kW, Cw].  step : geometry with `tile` set; sets `row` (words
-    from one phase to the next) and `table_size`. Lane p of a load at entry e reads entry e + p, so tap q
-    of phase r (column r + q * stride of the window) stands at entry length - T - q.
+
+def build_table(weight: Any, channels: int, step: Any) -> Any:
+    """Row table of a layer: uint64[kH, Cin, stride, length, W] flat, closed by zeros.
+
+    weight : uint64[Cout, kH, kW, Cw].  step : geometry with `tile` set; sets `row` (words from one phase to
+    the next) and `table_size`. Lane p of a load at entry e reads entry e + p, so tap q of phase r (column
+    r + q * stride of the window) stands at entry length - T - q.
     """
     cout, kh, kw, _ = weight.shape
     stride, dilation, tile, out_words = (int(step[name]) for name in ("sw", "dw", "tile", "out_words"))
@@ -71,111 +80,131 @@ def build_table(weight: Any, channels: int, step: Any) -> Any:
     length = 2 * tile + taps - 2
     channel = np.arange(channels)
     bits = weight[..., channel // 64] >> (channel % 64).astype(np.uint64) & np.uint64(1)
-    rows = np.zeros((2, kh, kw, channels, out_words * 64), np.uint8)
-    rows[1, ..., :cout] = bits.transpose(1, 2, 3, 0)
-    rows[0, ..., :cout] = 1 - rows[1, ..., :cout]
+    rows = np.zeros((kh, kw, channels, out_words * 64), np.uint8)
+    rows[..., :cout] = bits.transpose(1, 2, 3, 0)
     packed = np.packbits(rows, axis=-1, bitorder="little").view(np.uint64)
 
-    body = kh * channels * 2 * stride * length * out_words
+    body = kh * channels * stride * length * out_words
     flat = aligned(body + out_words + 8, np.uint64)
-    table = flat[:body].reshape(kh, channels, 2, stride, length, out_words)
+    table = flat[:body].reshape(kh, channels, stride, length, out_words)
     for kx in range(kw):
         q, phase = divmod(kx * dilation, stride)
-        table[:, :, :, phase, length - tile - q] = packed[:, :, kx].transpose(1, 2, 0, 3)
+        table[:, :, phase, length - tile - q] = packed[:, kx]
     step["row"], step["table_size"] = length * out_words, len(flat)
     return flat
 
 
+@inline
+def _list_word(bits: Any, start: Any, step: Any, entries: Any, count: int) -> int:
+    """entries[count ...] = start + index * step for every set bit; returns the new count."""
+    if BYTE_COMPRESS:
+        return count + list_bits(bits, start, step, entries, count)
+    while bits:
+        put(entries, count, start + np.int32(trailing_zeros(bits) * step))
+        count += 1
+        bits &= bits - np.uint64(1)
+    return count
+
+
 @jit
-def list_flips(diff: Any, last: Any, s: Any, entries: Any, row_starts: Any) -> int:
-    """List the flips of a frame in row-major order. Returns their number.
+def list_flips(
+    diff: Any, last: Any, s: Any, risen: Any, risen_starts: Any, fallen: Any, fallen_starts: Any
+) -> None:
+    """List a frame's risen and fallen bits in row-major order.
 
     diff, last : uint64[hp * wp * words], flips and new bits, padded.
-    entries : int32; entry = the flip's own offset in the table, less one pixel's words for each column.
-        Vectors of 16 are written, so 16 more may be written behind the last.
-    row_starts : int64[hp * (wp + 1)]; flips of padded row y left of column x begin at row_starts[y * (wp + 1) + x].
+    risen, fallen : int32; entry = the flip's own offset in the table, less one pixel's words for each
+        column. Vectors of 16 are written, so 16 more may be written behind the last.
+    risen_starts, fallen_starts : int64[hp * (wp + 1)]; those of padded row y left of column x begin at
+        starts[y * (wp + 1) + x].
     """
-    count = 0
+    up, down = 0, 0
     step = np.int32(s.sw * s.row)
+    words, width, stride, row, out_words = s.words, s.wp, s.sw, s.row, s.out_words
     for y in range(s.hp):
-        line = y * (s.wp + 1)
+        line = y * (width + 1)
+        at = y * width * words
+        seen = np.uint64(0)
+        for i in range(width * words):
+            seen |= get(diff, at + i)
+        if seen == 0:
+            risen_starts[line : line + width + 1] = up
+            fallen_starts[line : line + width + 1] = down
+            continue
         column, phase = 0, 0
-        for x in range(s.wp):
-            row_starts[line + x] = count
-            at = (y * s.wp + x) * s.words
-            base = phase * s.row - column * s.out_words
-            for word in range(s.words):
-                d = diff[at + word]
+        for x in range(width):
+            put(risen_starts, line + x, up)
+            put(fallen_starts, line + x, down)
+            start = np.int32(phase * row - column * out_words)
+            for _ in range(words):
+                d = get(diff, at)
                 if d:
-                    start = np.int32(base + word * 128 * step)
-                    if BYTE_COMPRESS:
-                        count += list_bits(d, last[at + word], start, step, entries, count)
-                    else:
-                        signs = last[at + word]
-                        while d:
-                            bit = trailing_zeros(d)
-                            sign = np.int64((signs >> np.uint64(bit)) & np.uint64(1))
-                            entries[count] = start + np.int32((2 * bit + sign) * step)
-                            count += 1
-                            d &= d - np.uint64(1)
+                    new = get(last, at)
+                    up = _list_word(d & new, start, step, risen, up)
+                    down = _list_word(d & ~new, start, step, fallen, down)
+                start += np.int32(64) * step
+                at += 1
             phase += 1
-            if phase == s.sw:
+            if phase == stride:
                 phase, column = 0, column + 1
-        row_starts[line + s.wp] = count
-    return count
+        put(risen_starts, line + width, up)
+        put(fallen_starts, line + width, down)
 
 
 @inline
 def _collect_places(entries: Any, row_starts: Any, s: Any, oy: int, x0: int, pixels: int, places: Any) -> int:
-    """Table places of all flips under the tile of `pixels` output pixels from (oy, x0) on. Returns their number."""
+    """Table places of the listed flips under the tile of `pixels` output pixels from (oy, x0) on.
+
+    Returns their number; behind them stand places of zeros, up to a multiple of 8.
+    """
     count = 0
     runs = s.segments // s.kh
     width = (pixels - 1) * s.sw + (s.kw if runs == 1 else 1)
     tap_0 = s.row // s.out_words - s.tile
     for ky in range(s.kh):
         line = (oy * s.sh + ky * s.dh) * (s.wp + 1) + x0 * s.sw
-        shift = splat(np.int32((ky * s.cin * 2 * s.sw) * s.row + (tap_0 + x0) * s.out_words))
+        shift = splat(np.int32((ky * s.cin * s.sw) * s.row + (tap_0 + x0) * s.out_words))
         for k in range(runs):
             start = get(row_starts, line + k * s.dw)
             flips = get(row_starts, line + k * s.dw + width) - start
             for i in range(0, flips, 16):
                 store(places, count + i, load(entries, start + i) + shift)
             count += flips
+    store(places, count, splat(np.int32(s.table_size - s.out_words - 8)))  # zeros close the table
     return count
 
 
 @inline
-def _count_flips(row_starts: Any, s: Any, oy: int, x0: int, pixels: int, flips: Any) -> None:
-    """flips[p], int64[8] = number of flips under the window of output pixel (oy, x0 + p)."""
+def _count_flips(row_starts: Any, s: Any, oy: int, x0: int, pixels: int, flips: Any, at: int) -> None:
+    """flips[at + p], int64 = number of listed flips under the window of output pixel (oy, x0 + p)."""
     runs = s.segments // s.kh
     if runs == 1 and s.sw == 1:  # neighbouring windows begin at neighbouring columns
-        total = load(row_starts, 0) - load(row_starts, 0)
+        total = splat(np.int64(0))
         for ky in range(s.kh):
             line = (oy * s.sh + ky * s.dh) * (s.wp + 1) + x0
             total = total + load(row_starts, line + s.kw) - load(row_starts, line)
-        store(flips, 0, total)
+        store(flips, at, total)
         return
     width = s.kw if runs == 1 else 1
     for p in range(pixels):
-        flips[p] = 0
+        flips[at + p] = 0
         for ky in range(s.kh):
             line = (oy * s.sh + ky * s.dh) * (s.wp + 1) + (x0 + p) * s.sw
             for k in range(runs):
-                flips[p] += get(row_starts, line + k * s.dw + width) - get(row_starts, line + k * s.dw)
+                flips[at + p] += get(row_starts, line + k * s.dw + width) - get(row_starts, line + k * s.dw)
 
 
 @inline
-def _sum_rows(table: Any, places: Any, first: int, count: int, shift: int) -> Any:
-    """Positional popcount of the table rows at places[first : first + count] + shift: eight bit planes.
+def _sum_rows(table: Any, places: Any, first: int, last: int, shift: int, planes: Any) -> Any:
+    """Add the table rows at places[first:last] + shift to the counts in eight bit planes.
 
-    places : int32, filled behind its end with places of zeros up to a multiple of 8; count <= MAX_ROWS.
+    places : int32, filled behind its end with places of zeros up to a multiple of 8.
 
     Seven full adders sum eight rows into ones, twos, fours and one carry of eights; the carry ripples
     through half adders: 14 + 9 operations and 8 loads for 8 * 512 bits.
     """
-    zero = splat(np.uint64(0))
-    p0, p1, p2, p3, p4, p5, p6, p7 = zero, zero, zero, zero, zero, zero, zero, zero
-    for i in range(first, first + count, 8):
+    p0, p1, p2, p3, p4, p5, p6, p7 = planes
+    for i in range(first, last, 8):
         a = load(table, get(places, i) + shift)
         b = load(table, get(places, i + 1) + shift)
         two_a = majority(p0, a, b)
@@ -212,42 +241,64 @@ def _sum_rows(table: Any, places: Any, first: int, count: int, shift: int) -> An
 
 @jit
 def conv_rows(
-    entries: Any, row_starts: Any, table: Any, s: Any, places: Any, scratch: Any, mismatches: Any, changed: Any
+    risen: Any,
+    risen_starts: Any,
+    fallen: Any,
+    fallen_starts: Any,
+    table: Any,
+    s: Any,
+    first_row: int,
+    last_row: int,
+    risen_places: Any,
+    fallen_places: Any,
+    scratch: Any,
+    mismatches: Any,
+    changed: Any,
 ) -> int:
-    """Update the mismatches of every output pixel that has a flip under its window. Returns their number.
+    """Update the mismatches of the pixels with a flip under their window. Returns their number.
 
-    entries, row_starts : `list_flips`.  table : `build_table`.  mismatches : uint16[ho * wo * lanes].
-    changed : uint8[ho * wo], set to 1 for the pixels updated, else 0.
-    places : int32 scratch for the flips under one tile.  scratch : uint64[72].
+    first_row, last_row : the band of output rows to update, last_row excluded.
+    risen, fallen, with their starts : `list_flips`.  table : `build_table`.
+    mismatches : uint16[ho * wo * lanes].  changed : uint8[ho * wo], set to 1 for the pixels updated, else 0.
+    risen_places, fallen_places : int32 scratch for the flips under one tile.  scratch : uint64[80].
     """
     updated = 0
     flips = scratch[64:].view(np.int64)
     pixel_shift = trailing_zeros(np.uint64(8 // s.tile)) if s.tile > 1 else 63
-    end_of_rows = splat(np.int32(s.table_size - s.out_words - 8))  # zeros close the table
-    for oy in range(s.ho):
+    zero, ones = splat(np.uint64(0)), splat(~np.uint64(0))
+    none = (zero, zero, zero, zero, zero, zero, zero, zero)
+    for oy in range(first_row, last_row):
         changed[oy * s.wo : (oy + 1) * s.wo] = 0
         for x0 in range(0, s.wo, s.tile):
             pixels = min(s.tile, s.wo - x0)
-            count = _collect_places(entries, row_starts, s, oy, x0, pixels, places)
-            if count == 0:
+            up = _collect_places(risen, risen_starts, s, oy, x0, pixels, risen_places)
+            down = _collect_places(fallen, fallen_starts, s, oy, x0, pixels, fallen_places)
+            if up + down == 0:
                 continue
-            store(places, count, end_of_rows)
-            _count_flips(row_starts, s, oy, x0, pixels, flips)
+            _count_flips(risen_starts, s, oy, x0, pixels, flips, 0)
+            _count_flips(fallen_starts, s, oy, x0, pixels, flips, 8)
             pixel = oy * s.wo + x0
             for p in range(pixels):
-                changed[pixel + p] = flips[p] != 0
-                updated += flips[p] != 0
+                changed[pixel + p] = flips[p] + flips[8 + p] != 0
+                updated += changed[pixel + p]
             words = pixels * s.out_words
             for vector in range(0, words, 8):
-                for first in range(0, count, 248):
-                    planes = _sum_rows(table, places, first, min(248, count - first), vector)
+                for first in range(0, max(up, down), 120):
+                    planes = _sum_rows(table, fallen_places, first, min(first + 120, down), vector, none)
+                    p0, p1, p2, p3, p4, p5, p6, p7 = planes
+                    planes = (p0 ^ ones, p1 ^ ones, p2 ^ ones, p3 ^ ones, p4 ^ ones, p5 ^ ones, p6 ^ ones, p7 ^ ones)
+                    planes = _sum_rows(table, risen_places, first, min(first + 120, up), vector, planes)
                     tile_store(scratch, EIGHT_ROWS, 0, transpose8(planes))
                     at = pixel * s.lanes + vector * 64
                     for word in range(min(8, words - vector)):
-                        low, high = plane_counts(load(scratch, word * 8))
-                        added = get(flips, (vector + word) >> pixel_shift) if first == 0 else 0
-                        seen = splat(np.uint16(added))
-                        store(mismatches, at, load(mismatches, at) + (seen - low - low))
-                        store(mismatches, at + 32, load(mismatches, at + 32) + (seen - high - high))
+                        p = (vector + word) >> pixel_shift
+                        risen_here, fallen_here = get(flips, p), get(flips, 8 + p)
+                        if risen_here + fallen_here:
+                            # The counts are P_r - P_f - 1, so 2 more is taken off.
+                            low, high = plane_counts(load(scratch, word * 8))
+                            net = risen_here - fallen_here if first == 0 else 0
+                            more = splat(np.uint16(net - 2))
+                            store(mismatches, at, load(mismatches, at) + (more - low - low))
+                            store(mismatches, at + 32, load(mismatches, at + 32) + (more - high - high))
                         at += 64
     return updated

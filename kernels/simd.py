@@ -130,6 +130,17 @@ def get(_typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def put(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """array[index] = value, a scalar of the array's type, without a bounds or sign check."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _lane_pointer(context, builder, sig.args[0], args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), emit
+
+
+@intrinsic
 def splat(_typing: Any, scalar: Any) -> Any:
     """Vector with every lane equal to the (typed) scalar."""
     vector = Vector(scalar)
@@ -308,7 +319,7 @@ def transpose8(_typing: Any, rows: Any) -> Any:
 def plane_counts(_typing: Any, planes: Any) -> Any:
     """Counts of 64 channels from one word of eight bit planes: lane j of `planes` holds bit j of each count.
 
-    Returns two uint16 vectors, channels 0..31 and 32..63. A byte shuffle puts the planes of eight channels
+    A count is an eight-bit integer with a sign. Returns two uint16 vectors, channels 0..31 and 32..63. A byte shuffle puts the planes of eight channels
     into one 8x8 bit matrix; one affine transform over GF(2) (GFNI) of the identity transposes all eight.
     """
     result = types.UniTuple(U16, 2)
@@ -333,33 +344,30 @@ def plane_counts(_typing: Any, planes: Any) -> Any:
         for first in (0, 32):
             order = ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32)))
             half = builder.shuffle_vector(counts, counts, order)
-            halves.append(builder.zext(half, ir.VectorType(I16, 32)))
+            halves.append(builder.sext(half, ir.VectorType(I16, 32)))
         return context.make_tuple(builder, result, halves)
 
     return result(U64), emit
 
 
 @intrinsic
-def list_bits(_typing: Any, flips: Any, signs: Any, base: Any, step: Any, entries: Any, at: Any) -> Any:
-    """Write base + (2 * bit + sign) * step to int32 entries[at ...] for every set bit of `flips`, in order.
+def list_bits(_typing: Any, bits: Any, base: Any, step: Any, entries: Any, at: Any) -> Any:
+    """Write base + index * step to int32 entries[at ...] for every set bit of `bits`, in order; returns their number.
 
-    sign is that bit of `signs`. Writes whole vectors, so up to 15 entries behind the last are spoiled.
-    Returns the number of bits. Without a branch for each bit where there is a byte compress (VBMI2).
+    Whole vectors are written, so up to 15 entries behind the last are spoiled. A byte compress (VBMI2) lists
+    the indices without a branch for each bit.
     """
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        flips_value, signs_value, base_value, step_value, entries_value, at_value = args
+        bits_value, base_value, step_value, entries_value, at_value = args
         wide, quarter = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
-        mask = ir.VectorType(I1, 64)
-        count = _popcount(builder, flips_value)
-        odd = builder.zext(builder.bitcast(signs_value, mask), wide)
-        values = builder.add(ir.Constant(wide, [2 * i for i in range(64)]), odd)
+        count = _popcount(builder, bits_value)
         chosen = _call(
             builder,
             "llvm.x86.avx512.mask.compress.v64i8",
-            values,
+            ir.Constant(wide, list(range(64))),
             ir.Constant(wide, None),
-            builder.bitcast(flips_value, mask),
+            builder.bitcast(bits_value, ir.VectorType(I1, 64)),
         )
         bases, steps = (_splat(builder, x, 16) for x in (base_value, step_value))
         for first in range(0, 64, 16):
@@ -369,13 +377,11 @@ def list_bits(_typing: Any, flips: Any, signs: Any, base: Any, step: Any, entrie
                 part = builder.zext(builder.shuffle_vector(chosen, chosen, order), quarter)
                 part = builder.add(builder.mul(part, steps), bases)
                 index = builder.add(at_value, at_value.type(first))
-                pointer = _vector_pointer(context, builder, sig.args[4], entries_value, index, quarter)
+                pointer = _vector_pointer(context, builder, sig.args[3], entries_value, index, quarter)
                 builder.store(part, pointer, align=4)
         return count
 
-    if not isinstance(entries, types.Array):
-        return None
-    return types.intp(types.uint64, types.uint64, types.int32, types.int32, entries, types.intp), emit
+    return types.intp(types.uint64, types.int32, types.int32, entries, types.intp), emit
 
 
 @intrinsic
@@ -422,23 +428,33 @@ def store_low16(_typing: Any, array: Any, index: Any, value: Any) -> Any:
 # A tile is P pixels by V vectors, the tuple element p * V + v. Pixels are given by a tuple of P offsets.
 
 
-@intrinsic(prefer_literal=True)
-def gather(_typing: Any, table: Any, indices: Any, start: Any, count: Any) -> Any:
-    """Tuple of table[indices[start + i]] for i below `count`, a literal; both arrays int64."""
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-    result = types.UniTuple(types.intp, count.literal_value)
+def _tuple_of_listed(use: Callable[[Any, Any, Any, Any], Any]) -> Any:
+    """f(source, indices, start, limit, count) -> tuple of use(source, index), index = indices[min(start + i, limit)]."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        table_value, indices_value, start_value, _ = args
-        values = []
-        for i in range(result.count):
-            at = builder.add(start_value, start_value.type(i))
-            index = builder.load(_lane_pointer(context, builder, sig.args[1], indices_value, at))
-            values.append(builder.load(_lane_pointer(context, builder, sig.args[0], table_value, index)))
-        return context.make_tuple(builder, result, values)
+    def typed(_typing: Any, source: Any, indices: Any, start: Any, limit: Any, count: Any) -> Any:
+        if not isinstance(count, types.IntegerLiteral):
+            return None
+        result = types.UniTuple(types.intp, count.literal_value)
 
-    return result(table, indices, types.intp, count), emit
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            source_value, indices_value, start_value, limit_value, _ = args
+            values = []
+            for i in range(result.count):
+                at = builder.add(start_value, start_value.type(i))
+                at = builder.select(builder.icmp_signed("<", at, limit_value), at, limit_value)
+                index = builder.load(_lane_pointer(context, builder, sig.args[1], indices_value, at))
+                values.append(use(context, builder, (sig.args[0], source_value), index))
+            return context.make_tuple(builder, result, values)
+
+        return result(source, indices, types.intp, types.intp, count), emit
+
+    return intrinsic(prefer_literal=True)(typed)
+
+
+#: gather(table, indices, start, limit, count): table[index] for `count` (a literal) listed indices, int64 arrays.
+gather = _tuple_of_listed(lambda c, b, table, index: b.load(_lane_pointer(c, b, *table, index)))
+#: scaled(factor, indices, start, limit, count): factor * index, likewise.
+scaled = _tuple_of_listed(lambda c, b, factor, index: b.mul(factor[1], index))
 
 
 @intrinsic

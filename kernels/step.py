@@ -28,12 +28,13 @@ _ROLE = (
     "weights weights_size bias "
     "starts "  # int64[ho * wo]: where each output pixel's window begins in the padded input
     "segment_at "  # int64[segments]: where each run begins, from the window's beginning
-    "lane_starts "  # int64[ho * wo]: where each output pixel's values begin
     "classes outside "  # zero padding (xnor.outside_tables), else classes is -1
     "tile table table_size row "  # rows.py
     "rows_limit "  # most flips for which the rows kernel is used
     "program program_size "  # elementwise.py
     "sources source_masks targets target_masks "  # int64 lists: masks of the tensors it reads, and stores
+    "fused "  # an elementwise step: whether it runs band by band with the convolution before it
+    "band "  # output rows (binary) or pixels (float) a convolution computes before its fused program runs
     "average count_padding"  # pool.py
 )
 

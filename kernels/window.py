@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .jit import jit
+from .simd import get, put
 
 
 @jit
@@ -20,53 +23,64 @@ def list_changed(changed: Any, pixels: Any) -> int:
     """List the pixels whose uint8 mark is not 0. Returns their number."""
     count = 0
     for p in range(len(changed)):
-        pixels[count] = p
-        count += changed[p] != 0
+        put(pixels, count, p)
+        count += get(changed, p) != 0
     return count
 
 
 @jit
 def mark_flipped(diff: Any, s: Any, changed: Any) -> None:
     """changed uint8[h * w] = whether any word of the input pixel flipped; diff as in bitpack.diff_into_padded."""
+    words = s.words
     for y in range(s.h):
+        at = ((y + s.pt) * s.wp + s.pl) * words
         for x in range(s.w):
-            at = ((y + s.pt) * s.wp + s.pl + x) * s.words
-            flipped = False
-            for word in range(s.words):
-                flipped |= diff[at + word] != 0
-            changed[y * s.w + x] = flipped
+            flipped = np.uint64(0)
+            for word in range(words):
+                flipped |= get(diff, at + word)
+            put(changed, y * s.w + x, np.uint8(flipped != 0))
+            at += words
 
 
 @jit
 def list_windows(changed: Any, s: Any, touched: Any, pixels: Any) -> int:
     """List the output pixels whose window holds a changed input pixel. Returns their number.
 
-    changed : uint8[h * w].  touched : uint8[h * wo] scratch.  A dilated window counts as solid, which can
-    only recompute an output that stays the same.  Cost: one read of `changed` for each column of a kernel
+    changed : uint8[h * w].  touched : uint8[(h + 1) * wo] scratch.  A dilated window counts as solid, which
+    can only recompute an output that stays the same.  Cost: a read of `changed` for each column of a kernel
     row, on rows with any change, then kH reads an output.
     """
+    height, width, columns, stride, left = s.h, s.w, s.wo, s.sw, s.pl
     reach_y, reach_x = s.dh * (s.kh - 1) + 1, s.dw * (s.kw - 1) + 1
-    for y in range(s.h):
-        row = changed[y * s.w : (y + 1) * s.w]
-        out = touched[y * s.wo : (y + 1) * s.wo]
-        out[:] = 0
-        if not row.any():
+    for y in range(height):
+        out, row = y * columns, y * width
+        seen = np.uint8(0)
+        for x in range(width):
+            seen |= get(changed, row + x)
+        for ox in range(columns):
+            put(touched, out + ox, np.uint8(0))
+        if seen == 0:
             continue
         for kx in range(reach_x):
             # The outputs whose tap kx is inside the image.
-            first = max(0, (s.pl - kx + s.sw - 1) // s.sw)
-            last = min(s.wo - 1, (s.w - 1 + s.pl - kx) // s.sw)
-            for ox in range(first, last + 1):
-                out[ox] |= row[ox * s.sw + kx - s.pl]
-    count = 0
+            first = max(0, (left - kx + stride - 1) // stride)
+            last = min(columns - 1, (width - 1 + left - kx) // stride)
+            source = row + first * stride + kx - left
+            for i in range(last - first + 1):
+                mark = get(touched, out + first + i) | get(changed, source + i * stride)
+                put(touched, out + first + i, mark)
+    count, line = 0, height * columns
     for oy in range(s.ho):
         top = oy * s.sh - s.pt
-        for ox in range(s.wo):
-            seen = 0
-            for y in range(max(0, top), min(s.h, top + reach_y)):
-                seen |= touched[y * s.wo + ox]
-            pixels[count] = oy * s.wo + ox
-            count += seen != 0
+        first, last = max(0, top), min(height, top + reach_y)
+        for ox in range(columns):
+            put(touched, line + ox, get(touched, first * columns + ox) if first < last else np.uint8(0))
+        for y in range(first + 1, last):
+            for ox in range(columns):
+                put(touched, line + ox, get(touched, line + ox) | get(touched, y * columns + ox))
+        for ox in range(columns):
+            put(pixels, count, oy * columns + ox)
+            count += get(touched, line + ox) != 0
     return count
 
 
@@ -78,10 +92,14 @@ def copy_into_padded(x: Any, stride: int, s: Any, padded: Any) -> None:
     """
     for y in range(s.h):
         at = ((y + s.pt) * s.wp + s.pl) * s.words
-        for column in range(s.w):
-            source = (y * s.w + column) * stride
-            for c in range(s.words):
-                padded[at + column * s.words + c] = x[source + c]
+        source = y * s.w * stride
+        if stride == s.words:
+            for i in range(s.w * s.words):
+                padded[at + i] = x[source + i]
+        else:
+            for column in range(s.w):
+                for c in range(s.words):
+                    padded[at + column * s.words + c] = x[source + column * stride + c]
 
 
 @jit

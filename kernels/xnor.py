@@ -13,12 +13,25 @@ from typing import Any
 import numpy as np
 
 from .jit import jit
-from .simd import aligned, gather, get, load, load_low16, popcount, splat, store_low16, tile_of, tile_store, tile_xnor
+from .simd import (
+    aligned,
+    gather,
+    get,
+    load,
+    load_low16,
+    popcount,
+    scaled,
+    splat,
+    store,
+    store_low16,
+    tile_of,
+    tile_store,
+    tile_xnor,
+)
 
-#: Output channels a pass of the register tile computes: 2 vectors of 8 uint64 lanes.
+#: Output channels of the register tile: 2 vectors of 8 uint64 lanes. With 8 pixels, the 16 accumulators, 2
+#: weights and broadcasts fit 32 registers.
 BLOCK = 16
-#: Output pixels of the register tile. 8 x 2 accumulators, 2 weights and a broadcast fit 32 registers.
-PIXELS = 8
 
 
 def pack_weights(weight: Any) -> Any:
@@ -34,25 +47,24 @@ def pack_weights(weight: Any) -> Any:
 
 @jit
 def conv_xnor(
-    x: Any, weights: Any, s: Any, starts: Any, segment_at: Any, pixels: Any, count: int, mismatches: Any, lane_starts: Any
+    x: Any, weights: Any, s: Any, starts: Any, segment_at: Any, pixels: Any, slots: Any, count: int, mismatches: Any
 ) -> None:
     """Write the mismatches of the listed output pixels.
 
     x : uint64[hp * wp * words], padded.  weights : `pack_weights`, flat.  starts, segment_at : geometry
-    (step.py).  pixels : int64, the first `count` are the list, and PIXELS more may be written behind them.
-    mismatches : uint16[ho * wo * lanes].  lane_starts : int64[ho * wo], p * lanes.
+    (step.py).  pixels : int64, the first `count` are the list.  slots : int64, where each listed pixel's
+    sums go, in pixels (the list itself, or 0, 1, 2, ... to put them side by side).
+    mismatches : uint16[slots * lanes].
 
     Per 512 bit-MACs one xor, one popcount and one add: at two 512-bit operations a cycle at most
     341 bit-MAC a cycle. Blocks of channels are the outer loop, so that their weights (9 KB for
-    512 -> 512, 3x3) stay in the first-level cache while the pixels pass.
+    512 -> 512, 3x3) stay in the first-level cache while the pixels pass. The last tile repeats its last pixel.
     """
-    for i in range(PIXELS):  # fill the last tile with its last pixel
-        pixels[count + i] = pixels[count - 1]
     zero = splat(np.uint64(0))
     for block in range((s.cout + 15) // 16):
         first = block * s.segments * s.run * 16
         for tile in range(0, count, 8):
-            bases = gather(starts, pixels, tile, 8)
+            bases = gather(starts, pixels, tile, count - 1, 8)
             total = tile_of((zero, zero), bases)
             at = first
             for k in range(s.segments):
@@ -60,23 +72,24 @@ def conv_xnor(
                 for i in range(s.run):
                     total = tile_xnor(total, x, bases, offset + i, weights, at)
                     at += 16
-            tile_store(mismatches, gather(lane_starts, pixels, tile, 8), block * 16, total)
+            tile_store(mismatches, scaled(s.lanes, slots, tile, count - 1, 8), block * 16, total)
 
 
 @jit
-def subtract_outside(mismatches: Any, s: Any, classes: Any, outside: Any, pixels: Any, count: int) -> None:
+def subtract_outside(
+    mismatches: Any, s: Any, classes: Any, outside: Any, pixels: Any, slots: Any, count: int
+) -> None:
     """Zero padding: take back the mismatches counted against taps that lie outside the image.
 
     Such taps read bits 0, so each counted popcount(w[tap]).  classes : int64[ho * wo], 0 where the whole
-    window is inside.  outside : uint16[classes, lanes].
+    window is inside.  outside : uint16[classes * lanes].
     """
     for i in range(count):
-        p = pixels[i]
-        if classes[p]:
+        border = classes[pixels[i]]
+        if border:
             for c in range(0, s.lanes, 32):
-                row = p * s.lanes + c
-                for lane in range(32):
-                    mismatches[row + lane] -= outside[classes[p] * s.lanes + c + lane]
+                at = slots[i] * s.lanes + c
+                store(mismatches, at, load(mismatches, at) - load(outside, border * s.lanes + c))
 
 
 def outside_tables(weight: Any, step: Any) -> tuple[Any, Any, Any]:

@@ -75,19 +75,19 @@ def float_conv(
 ) -> Array:
     """float32[Ho, Wo, Cout] of float32[H, W, Cin] with float32[Cout, kH, kW, Cin / groups].
 
-    From 0, one fused multiply-add for each tap (row, column) and then input channel; then + bias.
+    From the bias, one fused multiply-add for each tap (row, column) and then input channel.
     """
     outputs, depth = w.shape[0] // groups, w.shape[3]
     result = []
     for g in range(groups):
         weights = w[g * outputs : (g + 1) * outputs]
-        total = np.float32(0)
+        total = bias[g * outputs : (g + 1) * outputs]
         inputs = x[..., g * depth : (g + 1) * depth]
         for tap, seen in enumerate(taps(inputs, w.shape[1:3], stride, padding, dilation, 0)):
             for c in range(depth):
                 total = fma(seen[..., c, None], weights[:, tap // w.shape[2], tap % w.shape[2], c], total)
         result.append(total)
-    return np.concatenate(result, axis=-1) + bias
+    return np.concatenate(result, axis=-1)
 
 
 def affine(x: Array, scale: Array, shift: Array) -> Array:

@@ -84,10 +84,12 @@ def test_float_conv_accumulates_in_order_and_fused():
     w[0, 0, 0] = [2**24, 1, -(2**24)]
     # From the left 2^24 + 1 rounds to 2^24, so the first tap gives 0; another order would leave 1.
     assert naive.float_conv(x, w, np.zeros(1, F32), (1, 1), NO_PADDING).item() == 0
-    # (1 + 2^-12)^2 - 1 = 2^-11 + 2^-24, which a rounded product would lose; the bias comes last.
+    # (1 + 2^-12)^2 - 1 = 2^-11 + 2^-24, which a rounded product would lose.
     w[0, 0, 0], w[0, 1, 0] = [-1, 0, 0], [1 + 2**-12, 0, 0]
     assert naive.float_conv(x, w, np.zeros(1, F32), (1, 1), NO_PADDING).item() == 2**-11 + 2**-24
-    assert naive.float_conv(x, w, np.ones(1, F32), (1, 1), NO_PADDING).item() == F32(1 + 2**-11)
+    # The bias comes first: 2^24 + 1 + 1 stays 2^24, added last it would give 2^24 + 2.
+    w[0, :, 0] = [[1, 1, 0], [0, 0, 0]]
+    assert naive.float_conv(x, w, F32([2**24]), (1, 1), NO_PADDING).item() == 2**24
 
 
 def test_affine_rounds_product_and_sum():

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from . import policy
 from .errors import ModelError
 from .kernels import float_conv, rows, xnor
 from .kernels.elementwise import FIELDS, REGISTER, Op
-from .kernels.frame import Kind
+from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
 from .kernels.simd import aligned
 from .kernels.step import STEP, geometry, segment_offsets, window_starts
@@ -23,9 +24,9 @@ from .model import INPUT, Add, Affine, Array, AvgPool, BinaryConv2d, Conv2d, Lay
 
 ELEMENTWISE = (Affine, Relu, Sign, Add)
 
-#: Share of flipped input bits above which the dense kernel is the faster one, by words of output channels.
-ROWS_SHARE = {1: 0.06, 2: 0.08, 4: 0.12}
-ROWS_SHARE_WIDE = 0.16
+#: Sums a convolution leaves before its fused program reads them: few enough to stay in the second-level cache,
+#: many enough that the calls do not count (16 KB bands took 5 % more of the frame).
+BAND_BYTES = 1 << 17
 
 
 class Arena:
@@ -72,7 +73,7 @@ class StepInfo:
 class Plan:
     """Steps and constants, ready for `frame.run`; shared by all streams of a model.
 
-    steps : STEP[n].  info : StepInfo of each.  constants : the const_* arenas of `frame.run`.
+    steps : STEP[n].  info : StepInfo of each.  constants : arrays of `frame.run`.
     state : elements of the arenas u64, f32, u16, u8 that a stream allocates.  initial_bits : (offset in u64,
     words) to write there once, the borders of padding +1.  scratch : sizes of the arrays the steps share.
     output : (offset in f32, pixels, elements a pixel, channels) of the network's output.
@@ -80,7 +81,7 @@ class Plan:
 
     steps: Array
     info: tuple[StepInfo, ...]
-    constants: tuple[Array, ...]
+    constants: Constants
     state: dict[str, int]
     initial_bits: tuple[tuple[int, Array], ...]
     scratch: dict[str, int]
@@ -96,6 +97,10 @@ class _Tensor:
     mask: int
 
 
+#: Sizes of a stream's scratch arrays, each the largest any step needs.
+SCRATCH_SIZES = ("flips", "row_starts", "pixels", "registers", "identity", "band_f32", "band_u16")
+
+
 @dataclass
 class _Builder:
     model: Model
@@ -106,7 +111,7 @@ class _Builder:
     bits: dict[str, int] = field(default_factory=dict)
     initial_bits: list[tuple[int, Array]] = field(default_factory=list)
     scratch: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("entries", "places", "row_starts", "pixels", "registers"), 64)
+        default_factory=lambda: dict.fromkeys(SCRATCH_SIZES, 64)
     )
 
     def __post_init__(self) -> None:
@@ -119,7 +124,7 @@ class _Builder:
         self.state = {name: Arena(name) for name in ("uint64", "float32", "uint16", "uint8")}
         shapes = self.model.shapes
         # The first bytes are scratch of `list_windows`.
-        self.state["uint8"].reserve(max(shapes[i][0] * shapes[n.name][1] for n in self.model.layers for i in n.inputs))
+        self.state["uint8"].reserve(max((shapes[i][0] + 1) * shapes[n.name][1] for n in self.model.layers for i in n.inputs))
 
     def need(self, **sizes: int) -> None:
         for name, size in sizes.items():
@@ -127,7 +132,7 @@ class _Builder:
 
     def finish(self, step: Any, info: StepInfo) -> None:
         step["macs"] = info.macs
-        self.need(pixels=int(step["h"] * step["w"] + step["ho"] * step["wo"]))
+        self.need(pixels=int(step["ho"] * step["wo"]))
         self.steps.append(step)
         self.info.append(info)
 
@@ -162,10 +167,8 @@ class _Builder:
         shape, window = self.model.shapes[layer.inputs[0]], layer.window
         cout = self.model.shapes[layer.name][2]
         step = geometry(shape, cout, window.kernel, window.stride, window.padding, window.dilation, binary=binary)
-        outputs = int(step["ho"] * step["wo"])
         step["starts"] = self.const["int64"].add(window_starts(step))
         step["segment_at"] = self.const["int64"].add(segment_offsets(step))
-        step["lane_starts"] = self.const["int64"].add(np.arange(outputs) * step["lanes"])
         if binary:
             step["x"] = self.bits[layer.inputs[0]]
             step["x_mask"] = self.state["uint8"].reserve(int(step["h"] * step["w"]))
@@ -178,11 +181,16 @@ class _Builder:
         h, w, _ = self.model.shapes[layer.name]
         return StepInfo(layer.name, kind, (layer.name,), h * w, bits, self.model.macs(layer))
 
-    def float_conv_step(self, layer: Conv2d) -> None:
+    def float_conv_step(self, layer: Conv2d, fused: bool) -> None:
         step = self._window_step(layer)
-        y = self.float_tensor(layer.name)
         weights = float_conv.pack_weights(_ungrouped(layer))
-        step["kind"], step["y"], step["y_mask"] = Kind.FLOAT_CONV, y.offset, y.mask
+        step["kind"] = Kind.FLOAT_CONV
+        if fused:
+            step["band"] = max(8, BAND_BYTES // (4 * int(step["lanes"])))
+            self.need(band_f32=int(step["band"] * step["lanes"]), identity=int(step["band"]))
+        else:
+            y = self.float_tensor(layer.name)
+            step["y"], step["y_mask"] = y.offset, y.mask
         step["padded"] = self.state["float32"].reserve(int(step["hp"] * step["wp"] * step["words"]))
         step["weights"], step["weights_size"] = self.const["float32"].add(weights), weights.size
         step["bias"] = self.const["float32"].add(_padded(layer.bias, int(step["lanes"])))
@@ -221,21 +229,25 @@ class _Builder:
         touching = layer.window.dilation[1] == 1 or layer.window.kernel[1] == 1
         step["tile"] = rows.tile_pixels(int(step["out_words"]), touching)
         step["table"] = self.const["uint64"].add(rows.build_table(layer.weight, layer.channels, step))
+        step["band"] = max(1, BAND_BYTES // int(2 * step["lanes"] * step["wo"]))
+        self.need(band_u16=int(step["band"] * step["wo"] * step["lanes"]), identity=int(step["band"] * step["wo"]))
         bits = int(step["h"] * step["w"] * step["cin"])
-        share = ROWS_SHARE.get(int(step["out_words"]), ROWS_SHARE_WIDE)
-        step["rows_limit"] = int(bits * share)
+        step["rows_limit"] = min(bits, policy.rows_limit(step))
         self.need(
-            entries=int(step["rows_limit"]),
-            places=int(step["rows_limit"]),
+            flips=int(step["rows_limit"]),
             row_starts=int(step["hp"] * (step["wp"] + 1)),
         )
         self.finish(step, self._info(layer, "binary", bits))
 
-    def elementwise_step(self, name: str, group: list[Layer], stored: set[str]) -> None:
-        """One program for the group; `stored` are the values, of members or of `name`, read outside it as floats."""
+    def elementwise_step(self, name: str, group: list[Layer], stored: set[str], own: str = "") -> None:
+        """One program for the group.
+
+        stored : the members whose values are read outside it as floats; without a group, `name` itself is
+        stored.  own : the convolution just before, if the program is fused with it.
+        """
         h, w, c = self.model.shapes[name]
         step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
-        program = _Program(self, int(step["lanes"]), group)
+        program = _Program(self, int(step["lanes"]), group, own)
         for layer in group:
             program.run(layer)
             if layer.name in stored:
@@ -244,7 +256,8 @@ class _Builder:
         if not group:
             program.store(name, self.float_tensor(name))
         const = self.const["int64"]
-        step["kind"], step["y_mask"] = Kind.ELEMENTWISE, self.state["uint8"].reserve(h * w)
+        step["kind"], step["fused"] = Kind.ELEMENTWISE, own != ""
+        step["y_mask"] = self.state["uint8"].reserve(h * w)
         step["program"], step["program_size"] = const.add(program.code), len(program.code) * FIELDS
         step["sources"], step["source_masks"] = len(program.source_masks), const.add(program.source_masks)
         step["targets"], step["target_masks"] = len(program.target_masks), const.add(program.target_masks)
@@ -269,8 +282,8 @@ class _Builder:
 class _Program:
     """Writes the instructions of one elementwise group, giving registers to values while they are needed."""
 
-    def __init__(self, builder: _Builder, width: int, group: list[Layer]) -> None:
-        self._b, self._width = builder, width
+    def __init__(self, builder: _Builder, width: int, group: list[Layer], own: str) -> None:
+        self._b, self._width, self._own = builder, width, own
         self._uses: dict[str, int] = {}
         for layer in group:
             for name in layer.inputs:
@@ -305,9 +318,12 @@ class _Program:
             layer, y = self._b.layers[name], self._b.counts[name]
             assert isinstance(layer, BinaryConv2d)
             alpha, bias = self._constants(layer.alpha), self._constants(layer.bias)
-            self._emit(Op.DOTS, target, y.offset, y.stride, alpha, bias, self._b.valid_bits(layer))
+            op, offset = (Op.OWN_DOTS, 0) if name == self._own else (Op.DOTS, y.offset)
+            self._emit(op, target, offset, y.stride, alpha, bias, self._b.valid_bits(layer))
             self.source_masks.append(y.mask)
             self.dots.append(name)
+        elif name == self._own:
+            self._emit(Op.OWN_VALUES, target)
         else:
             x = self._b.floats[name]
             self._emit(Op.LOAD, target, x.offset, x.stride)
@@ -389,6 +405,26 @@ def _groups(layers: list[Layer], levels: dict[str, int]) -> list[list[Layer]]:
     return [sorted(group, key=lambda member: order[member.name]) for group in unique.values()]
 
 
+def _fused_group(
+    layer: Layer, here: list[Layer], groups: list[list[Layer]], readers: dict[str, list[Layer]]
+) -> list[Layer] | None:
+    """The group that runs band by band with a convolution: the one group that reads it, once all else it reads is there.
+
+    here, groups : the layers and the elementwise groups of the convolution's level, in order of execution.
+    A float convolution's values are not kept, so its group must read nothing else.
+    """
+    if not isinstance(layer, Conv2d | BinaryConv2d) or not readers[layer.name]:
+        return None
+    for group in groups:
+        names = {member.name for member in group}
+        if all(reader.name in names for reader in readers[layer.name]):
+            sources = {name for member in group for name in member.inputs} - names
+            later = [other.name for other in here[here.index(layer) + 1 :] if not isinstance(other, ELEMENTWISE)]
+            ready = not sources.intersection(later)
+            return group if ready and (isinstance(layer, BinaryConv2d) or sources == {layer.name}) else None
+    return None
+
+
 def build_plan(model: Model) -> Plan:
     """Lay out a model for `frame.run`."""
     b = _Builder(model)
@@ -396,28 +432,35 @@ def build_plan(model: Model) -> Plan:
     layers = [layer for layer in model.layers if layer.name not in absorbed]
     levels, output = _levels(model), model.layers[-1].name
     groups = _groups(layers, levels)
+
+    def group_step(group: list[Layer], own: str = "") -> None:
+        names = {layer.name for layer in group}
+        stored = {
+            layer.name
+            for layer in group
+            if not isinstance(layer, Sign)
+            and (layer.name == output or any(r.name not in names for r in b.readers[layer.name]))
+        }
+        b.elementwise_step(group[0].name, group, stored, own)
+
     for level in range(max(levels.values()) + 1):
-        for layer in layers:
-            if levels[layer.name] != level:
-                continue
+        here = [layer for layer in layers if levels[layer.name] == level]
+        waiting = [group for group in groups if levels[group[0].name] == level]
+        for layer in here:
+            fused = _fused_group(layer, here, waiting, b.readers)
             if isinstance(layer, BinaryConv2d):
                 b.binary_conv_step(layer)
                 if layer.name == output or any(not isinstance(r, ELEMENTWISE) for r in b.readers[layer.name]):
                     b.elementwise_step(layer.name, [], set())
             elif isinstance(layer, Conv2d):
-                b.float_conv_step(layer)
+                b.float_conv_step(layer, fused is not None)
             elif isinstance(layer, MaxPool):
                 b.pool_step(layer)
-        for group in groups:
-            if levels[group[0].name] == level:
-                names = {layer.name for layer in group}
-                stored = {
-                    layer.name
-                    for layer in group
-                    if not isinstance(layer, Sign)
-                    and (layer.name == output or any(r.name not in names for r in b.readers[layer.name]))
-                }
-                b.elementwise_step(group[0].name, group, stored)
+            if fused is not None:
+                group_step(fused, layer.name)
+                waiting.remove(fused)
+        for group in waiting:
+            group_step(group)
 
     if output in absorbed:
         raise ModelError("a layer besides batch-norms of the input", model.name)
@@ -426,7 +469,7 @@ def build_plan(model: Model) -> Plan:
     return Plan(
         steps=np.array(b.steps, STEP),
         info=tuple(b.info),
-        constants=tuple(arena.build() for arena in b.const.values()),
+        constants=Constants(*(arena.build() for arena in b.const.values())),
         state={name: arena.size for name, arena in b.state.items()},
         initial_bits=tuple(b.initial_bits),
         scratch=b.scratch,

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import XnorError
-from .kernels.frame import REPORT, Path, run
+from .kernels.frame import REPORT, Path, Scratch, State, run
 from .kernels.simd import aligned
 from .model import Array, Mode, Model
 from .plan import Plan
@@ -15,17 +15,33 @@ from .stats import LayerStats
 
 _PATHS = {Path.DENSE: "dense", Path.CHANGED: "cached", Path.ROWS: "cached", Path.CLEAN: "clean"}
 
-def _scratch(plan: Plan) -> tuple[Array, ...]:
-    """The arrays the steps of one frame share, in the order of `frame.run`."""
+def _scratch(plan: Plan) -> Scratch:
+    """The arrays the steps of one frame use in turn."""
     sizes = plan.scratch
-    return (
-        aligned(sizes["entries"], np.int32),
-        aligned(sizes["places"], np.int32),
-        aligned(sizes["row_starts"], np.int64),
-        aligned(sizes["pixels"], np.int64),
-        aligned(sizes["registers"], np.float32),
-        aligned(72, np.uint64),
-        aligned(2, np.int64),
+
+    def flips() -> Array:
+        return aligned(sizes["flips"], np.int32)
+
+    def row_starts() -> Array:
+        return aligned(sizes["row_starts"], np.int64)
+
+    identity = aligned(sizes["identity"], np.int64)
+    identity[:] = np.arange(len(identity))
+    return Scratch(
+        risen=flips(),
+        risen_starts=row_starts(),
+        fallen=flips(),
+        fallen_starts=row_starts(),
+        risen_places=flips(),
+        fallen_places=flips(),
+        planes=aligned(80, np.uint64),
+        pixels=aligned(sizes["pixels"], np.int64),
+        more_pixels=aligned(sizes["pixels"], np.int64),
+        registers=aligned(sizes["registers"], np.float32),
+        identity=identity,
+        band_f32=aligned(sizes["band_f32"], np.float32),
+        band_u16=aligned(sizes["band_u16"], np.uint16),
+        timespec=aligned(2, np.int64),
     )
 
 
@@ -45,10 +61,10 @@ class Stream:
         self._plan = model.plan
         self._preprocess = Preprocessor(model.input_rule)
         self._report = np.zeros((len(self._plan.steps), REPORT), np.int64)
-        self._state = {name: aligned(size + 64, name) for name, size in self._plan.state.items()}
+        self._state = State(*(aligned(size + 128, name) for name, size in self._plan.state.items()))
         for offset, words in self._plan.initial_bits:
-            self._state["uint64"][offset : offset + words.size] = words
-        self._arguments = (*self._plan.constants, *self._state.values(), *_scratch(self._plan))
+            self._state.u64[offset : offset + words.size] = words
+        self._scratch = _scratch(self._plan)
         self._stats: tuple[LayerStats, ...] | None = ()
         self.reset()
 
@@ -68,11 +84,14 @@ class Stream:
         pixels = self._preprocess(frame)
         all_pixels = self.mode == "dense" or started != frame.shape
         keep = self.mode == "cached"
-        run(self._plan.steps, pixels.reshape(-1), all_pixels, keep, self._report, *self._arguments)
+        plan = self._plan
+        run(
+            plan.steps, pixels.reshape(-1), all_pixels, keep, self._report, plan.constants, self._state, self._scratch
+        )
         self._frame_size = frame.shape
         self._stats = None
-        offset, count, stride, channels = self._plan.output
-        values = self._state["float32"][offset : offset + count * stride]
+        offset, count, stride, channels = plan.output
+        values = self._state.f32[offset : offset + count * stride]
         return values.reshape(count, stride)[:, :channels].flatten()
 
     @property
@@ -98,4 +117,4 @@ class Stream:
     @property
     def state_bytes(self) -> int:
         """Bytes of state and scratch this stream holds."""
-        return sum(array.nbytes for array in self._arguments[len(self._plan.constants) :])
+        return sum(array.nbytes for array in (*self._state, *self._scratch))

@@ -62,7 +62,8 @@ class FloatTwin:
         try:
             import torch
         except ImportError as error:
-            raise XnorError("PyTorch, for the float network", "none installed", 'pip install "xnor-rrm[torch]".') from error
+            remedy = 'pip install "xnor-rrm[torch]".'
+            raise XnorError("PyTorch, for the float network", "none installed", remedy) from error
         self._shape = model.input_shape
         self._inference_mode, self._from_numpy = torch.inference_mode, torch.from_numpy
         self._steps = _steps(model)
@@ -71,7 +72,7 @@ class FloatTwin:
         if x.shape != self._shape or x.dtype != np.float32:
             raise ShapeError(f"float32{list(self._shape)}", f"{x.dtype.name}{list(x.shape)}")
         with self._inference_mode():
-            image = self._from_numpy(np.require(x, requirements="CW"))
+            image = self._from_numpy(np.require(x, requirements=("C", "W")))
             values = {INPUT: image.permute(2, 0, 1)[None]}
             for step in self._steps:
                 values[step.output] = step.run(*(values[name] for name in step.inputs))
@@ -133,7 +134,7 @@ def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
             return _average_pool(layer, shape)
         case MaxPool(window=window):
             padding, pad = _padding(window, -np.inf, native=_pool_pads(window))
-            return lambda x: F.max_pool2d(pad(x), window.kernel, window.stride, padding, window.dilation)
+            return lambda x: F.max_pool2d(pad(x), window.kernel, window.stride, padding)
     raise XnorError("a layer kind of this version", type(layer).__name__)
 
 
@@ -151,10 +152,10 @@ def _convolution(
     padding, pad = _padding(window, pad_value, native=pad_value == 0)
     kernel, shift = torch.tensor(weight).permute(0, 3, 1, 2), torch.tensor(bias)
 
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         geometry = (window.stride, padding, window.dilation, groups)
-        plain = lambda x: F.conv2d(pad(x), kernel, shift, *geometry)  # noqa: E731
-        return (lambda x: torch.relu_(plain(x))) if relu else plain
+        activation: Operation = F.relu if relu else lambda x: x
+        return lambda x: activation(F.conv2d(pad(x), kernel, shift, *geometry))
     # F.conv2d would bring the weights into oneDNN's blocked layout again at every call.
     height, width, channels = shape
     if padding == (0, 0):
@@ -179,17 +180,18 @@ def _average_pool(layer: AvgPool, shape: Shape) -> Operation:
 
     window = layer.window
     padding, pad = _padding(window, 0.0, native=_pool_pads(window))
-    if padding == window.padding[::2] and window.dilation == (1, 1):
-        return lambda x: F.avg_pool2d(x, window.kernel, window.stride, padding, count_include_pad=layer.count_padding)
-    # What avg_pool2d cannot: uneven or wide padding and dilation, as a convolution with ones.
+    if window.padding == (padding[0], padding[0], padding[1], padding[1]):
+        geometry = (window.kernel, window.stride, padding)
+        return lambda x: F.avg_pool2d(x, *geometry, count_include_pad=layer.count_padding)
+    # What avg_pool2d cannot, uneven and wide padding, as a convolution with ones.
     height, width, channels = shape
     ones = torch.ones(channels, 1, *window.kernel)
 
     def total(x: Tensor) -> Tensor:
-        return F.conv2d(pad(x), ones, None, window.stride, padding, window.dilation, channels)
+        return F.conv2d(pad(x), ones, stride=window.stride, groups=channels)
 
     inside = total(torch.ones(1, channels, height, width))
-    reciprocal = 1 / (torch.full_like(inside, window.kernel[0] * window.kernel[1]) if layer.count_padding else inside)
+    reciprocal = 1 / (inside if not layer.count_padding else float(window.kernel[0] * window.kernel[1]))
     return lambda x: total(x) * reciprocal
 
 
@@ -199,7 +201,7 @@ def _pool_pads(window: Window) -> bool:
 
 
 def _padding(window: Window, value: float, *, native: bool) -> tuple[tuple[int, int], Operation]:
-    """Padding for the operation to do itself, where it is able to and the padding is even; else what pads before it."""
+    """Padding for the operation itself, where it is even and `native`; else what pads before it."""
     import torch.nn.functional as F  # noqa: N812
 
     top, bottom, left, right = window.padding

@@ -129,7 +129,9 @@ def _open_file(path: Path) -> tuple[InputContainer, VideoStream]:
 
 
 def _video_stream(container: InputContainer, name: str) -> tuple[InputContainer, VideoStream]:
-    stream = next((s for s in container.streams.video if s.codec_context is not None), None)
+    is_text = container.format.name == "tty"  # FFmpeg draws text files as the screens of a terminal
+    streams = () if is_text else container.streams.video
+    stream = next((s for s in streams if s.codec_context is not None), None)
     if stream is None:
         container.close()
         remedy = "It may hold only sound, or a codec this FFmpeg lacks."

@@ -54,8 +54,10 @@ def convert(path: Path, **options: Any) -> Model:
     importer = next((each for each in IMPORTERS if each.recognise(source)), None)
     if importer is None:
         names = list(source.state_dict or ())
-        found = f"PyTorch tensors {summary(names)}" if names else f"a file that begins {source.head[:8].hex(' ')!r}"
-        raise ConvertError("one of: " + "; ".join(each.TITLE for each in IMPORTERS), f"{path.name}, {found}")
+        found = f"tensors {summary(names)}" if names else f"first bytes {source.head[:8].hex(' ')!r}"
+        raise ConvertError(
+            "one of: " + "; ".join(each.TITLE for each in IMPORTERS), f"{path.name} with {found}"
+        )
     unknown = sorted(options.keys() - importer.OPTIONS.keys())
     if unknown:
         known = ", ".join(importer.OPTIONS) or "none"

@@ -1,8 +1,8 @@
 """BMXNet: MXNet files whose QConvolution weights are packed.
 
-The packed words are stored as floats of their width: bit j of word i is element i * width + j over (Cout, Cin,
-kH, kW), 1 = +1. The input is padded with 0 and then binarized, >= 0 being +1, so its padding is +1. The output
-is the number of agreements, (dot + n) / 2.
+The packed words are stored as floats of their width: bit j of word i is element i * width + j over
+(Cout, Cin, kH, kW), 1 = +1. The input is padded with 0 and then binarized, >= 0 being +1, so its padding is
++1. The output is the number of agreements, (dot + n) / 2.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ OPTIONS = {
 
 IMAGENET_CLASSES, IMAGENET_SIZE, IMAGENET_RESIZE = 1000, 224, 256
 MEAN = (123.68, 116.779, 103.939)
+SIZE_REMEDY = "If the input is of another size, give its height and width as the option size."
 
 
 def recognise(source: Checkpoint) -> bool:
@@ -59,6 +60,7 @@ def read(source: Checkpoint, *, symbol: str | Path | None = None, size: int | No
         raise ConvertError("a size of at least 1 pixel", repr(size))
     graph = read_symbol(find_symbol(source.path) if symbol is None else Path(symbol))
     side = size or IMAGENET_SIZE
+    resize = IMAGENET_RESIZE if side == IMAGENET_SIZE else side
     builder = Builder(Tensors(read_params(source.path)), (side, side, 3))
     for node in graph:
         builder.visit(node)
@@ -67,11 +69,11 @@ def read(source: Checkpoint, *, symbol: str | Path | None = None, size: int | No
         raise ConvertError(
             f"a network of {IMAGENET_CLASSES} classes, whose input is known to be {side}x{side}",
             f"{classes} classes",
-            "Give the height and width of the input as the option size.",
+            SIZE_REMEDY,
         )
     return Model(
         name=source.name,
-        input_rule=InputRule((side, side), IMAGENET_RESIZE if side == IMAGENET_SIZE else side, MEAN, (1.0, 1.0, 1.0)),
+        input_rule=InputRule((side, side), resize, MEAN, (1.0, 1.0, 1.0)),
         layers=tuple(builder.layers),
         labels=read_labels(source.path.with_name("synset.txt"), classes),
         info={"source": source.path.name, "format": TITLE},
@@ -106,9 +108,10 @@ class Builder:
         node.finish()
 
     def finish(self) -> int:
-        """The number of classes. Raises ConvertError for unused parameters and for more or less than one output."""
+        """The number of classes. Raises ConvertError for unused parameters and more than one output."""
         self.tensors.finish()
-        unread = {layer.name for layer in self.layers} - {name for layer in self.layers for name in layer.inputs}
+        read = {name for layer in self.layers for name in layer.inputs}
+        unread = {layer.name for layer in self.layers} - read
         if len(unread) != 1:
             raise ConvertError("a graph with one output", summary(sorted(unread)) or "none")
         return math.prod(self.shapes[self.layers.last])
@@ -121,7 +124,7 @@ class Builder:
         return self.made_by[name]
 
     def signs_of(self, source: str) -> str:
-        """The Sign layer of a layer's output: itself if it is one, since QConvolution binarizes what is not."""
+        """The Sign layer of a layer's output, itself if it is one: QConvolution binarizes what is not yet."""
         if any(layer.name == source and isinstance(layer, Sign) for layer in self.layers):
             return source
         name = f"{source}.sign"
@@ -181,7 +184,9 @@ def _fully_connected(builder: Builder, node: Node) -> None:
     node.require("flatten", "True", default="True")
     source = builder.source(node)
     height, width, channels = builder.shapes[source]
-    weight = builder.tensors.take(node.inputs[1], node.count("num_hidden", 0), channels * height * width)
+    weight = builder.tensors.take(node.inputs[1], node.count("num_hidden", 0), None)
+    if weight.shape[1] != (inputs := channels * height * width):
+        raise ConvertError(f"{inputs} inputs of {node.op} {node.name}", str(weight.shape[1]), SIZE_REMEDY)
     bias = _bias(builder, node, len(weight))
     kernel = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
     builder.add(node, Conv2d(node.name, (source,), kernel, bias, Window((height, width))))
@@ -205,26 +210,34 @@ def _q_convolution(builder: Builder, node: Node) -> None:
     source, window, filters = builder.source(node), node.window(), node.count("num_filter", 0)
     channels = builder.shapes[source][2]
     shape = (filters, channels, *window.kernel)
+    total, n = math.prod(shape), math.prod(shape[1:])
     words = builder.tensors.take_raw(node.inputs[1])
-    if words.nbytes * 8 != math.prod(shape):
-        raise ConvertError(f"{math.prod(shape)} bits in {node.inputs[1]!r}", f"{words.nbytes * 8}")
-    signs = unpack_signs(words.reshape(-1).view(np.uint8), words.nbytes * 8).reshape(shape).transpose(0, 2, 3, 1)
-    agreements_at_zero = np.full(filters, math.prod(shape[1:]) / 2, np.float32)
-    half = np.full(filters, 0.5, np.float32)
-    bits = builder.signs_of(source)
-    layer = BinaryConv2d(node.name, (bits,), pack_signs(signs), half, agreements_at_zero, channels, window, pad_value=1)
+    if words.nbytes * 8 != total:
+        raise ConvertError(f"{total} bits in {node.inputs[1]!r}", f"{words.nbytes * 8}")
+    signs = unpack_signs(words.reshape(-1).view(np.uint8), total).reshape(shape).transpose(0, 2, 3, 1)
+    layer = BinaryConv2d(
+        node.name,
+        (builder.signs_of(source),),
+        weight=pack_signs(signs),
+        alpha=np.full(filters, 0.5, np.float32),
+        bias=np.full(filters, n / 2, np.float32),
+        channels=channels,
+        window=window,
+        pad_value=1,
+    )
     builder.add(node, layer)
 
 
 def _pooling(builder: Builder, node: Node) -> None:
     node.require("pooling_convention", "valid", default="valid")
     node.require("count_include_pad", "True", default="True")
-    source, window, kind = builder.source(node), node.window(), node.text("pool_type", "max")
+    source, window = builder.source(node), node.window()
     if node.flag("global_pool", False):
         window = Window(builder.shapes[source][:2])
-    if kind not in ("max", "avg"):
-        raise ConvertError(f"pool_type max or avg in {node.op} {node.name}", kind)
-    builder.add(node, MaxPool(node.name, (source,), window) if kind == "max" else AvgPool(node.name, (source,), window))
+    kind = {"max": MaxPool, "avg": AvgPool}.get(found := node.text("pool_type", "max"))
+    if kind is None:
+        raise ConvertError(f"pool_type max or avg in {node.op} {node.name}", found)
+    builder.add(node, kind(node.name, (source,), window))
 
 
 #: By operator: the numbers of inputs it may have, and what it becomes.

@@ -14,14 +14,14 @@ from . import torch_file
 
 
 class Checkpoint:
-    """A file to convert. head : its first 16 bytes.  size : in bytes. Raises ConvertError where it cannot be read."""
+    """A file to convert, by path.  head : its first 16 bytes. Raises ConvertError where it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise ConvertError("a checkpoint file", f"{path}, which is {'no file' if path.exists() else 'not there'}")
+            found = "is no file" if path.exists() else "is not there"
+            raise ConvertError("a checkpoint file", f"{path}, which {found}")
         try:
-            self.size = path.stat().st_size
             with path.open("rb") as file:
                 self.head = file.read(16)
         except OSError as error:
@@ -43,13 +43,10 @@ class Checkpoint:
 
 
 class Tensors:
-    """Named arrays of a checkpoint, each to be taken once. Whatever does not fit is a ConvertError with its name."""
+    """Named arrays of a checkpoint, each taken once. What does not fit is a ConvertError that names it."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = dict(arrays)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._arrays
 
     def take_raw(self, name: str) -> Array:
         """The array as it is stored."""
@@ -60,9 +57,9 @@ class Tensors:
     def take(self, name: str, *shape: int | None) -> Array:
         """float32 of this shape (None: any size but 0), every value finite."""
         array = self.take_raw(name)
-        fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
-        fits = fits and array.size > 0
-        if array.dtype != np.float32 or not fits:
+        fits = len(array.shape) == len(shape)
+        fits = fits and all(wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True))
+        if array.dtype != np.float32 or not fits or not array.size:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise ConvertError(f"float32[{wanted}] as {name!r}", f"{array.dtype.name}{list(array.shape)}")
         if not np.isfinite(array).all():

@@ -28,7 +28,7 @@ from .checkpoint import summary
 
 LIST_MAGIC = struct.pack("<QQ", 0x112, 0)
 ARRAY_V1, ARRAY_V2 = 0xF993FAC8, 0xF993FAC9
-DTYPES = {0: np.dtype("<f4"), 1: np.dtype("<f8")}
+DTYPES = {0: "<f4", 1: "<f8"}
 MAX_DIMENSIONS = 8
 
 MAX_SYMBOL_BYTES = 1 << 24
@@ -95,7 +95,8 @@ def _read_array(reader: _Reader) -> Array:
     _device, _id, kind = reader.fields("3i")
     if kind not in DTYPES:
         raise reader.error("dtype 0 (float32) or 1 (float64)", str(kind))
-    return np.frombuffer(reader.bytes(math.prod(shape) * DTYPES[kind].itemsize), DTYPES[kind]).reshape(shape)
+    dtype: np.dtype[Any] = np.dtype(DTYPES[kind])
+    return np.frombuffer(reader.bytes(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
 
 
 class Node:
@@ -130,15 +131,16 @@ class Node:
     def pair(self, key: str, default: int) -> tuple[int, int]:
         value = self._literal(key, (), tuple) or (default, default)
         if len(value) != 2 or not all(isinstance(v, int) and 0 <= v <= MAX_WINDOW for v in value):
-            raise ConvertError(f"two numbers of 0 to {MAX_WINDOW} for {key} of {self.op} {self.name}", repr(value))
+            raise ConvertError(
+                f"{key} of two numbers up to {MAX_WINDOW} in {self.op} {self.name}", repr(value)
+            )
         return value
 
     def window(self) -> Window:
         """From kernel, stride, pad and dilate."""
         down, across = self.pair("pad", 0)
-        return Window(
-            self.pair("kernel", 1), self.pair("stride", 1), (down, down, across, across), self.pair("dilate", 1)
-        )
+        padding = (down, down, across, across)
+        return Window(self.pair("kernel", 1), self.pair("stride", 1), padding, self.pair("dilate", 1))
 
     def finish(self) -> None:
         """Raises ConvertError for an attribute that was not taken, those for training and tuning excepted."""
@@ -149,18 +151,18 @@ class Node:
 
     def _literal(self, key: str, default: Any, kind: type | tuple[type, ...]) -> Any:
         """MXNet writes numbers, booleans and tuples as Python does."""
-        written = self.text(key, repr(default))
+        written = self.text(key, repr(default))[:MAX_LITERAL]
         try:
-            value = ast.literal_eval(written) if len(written) <= MAX_LITERAL else None
+            value = ast.literal_eval(written)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             value = None
         if not isinstance(value, kind):
-            raise ConvertError(f"a value like {default!r} for {key} of {self.op} {self.name}", repr(written[:MAX_LITERAL]))
+            raise ConvertError(f"{key} like {default!r} in {self.op} {self.name}", repr(written))
         return value
 
 
 def find_symbol(params: Path) -> Path:
-    """The symbol JSON in the same folder: prefix-symbol.json for prefix-0001.params, else the only one there is."""
+    """The symbol JSON in the same folder: prefix-symbol.json for prefix-0001.params, else the only one."""
     own = params.with_name(re.sub(r"(-\d{4})?\.params$", "", params.name) + "-symbol.json")
     found = [own] if own.is_file() else sorted(params.parent.glob("*-symbol.json"))
     if len(found) != 1:
@@ -173,15 +175,19 @@ def find_symbol(params: Path) -> Path:
 
 
 def read_symbol(path: Path) -> list[Node]:
-    """The nodes of a graph in order of execution; each reads first outputs of nodes before it. Raises ConvertError."""
+    """The nodes of a graph in order of execution, each reading earlier ones. Raises ConvertError."""
     try:
         if path.stat().st_size > MAX_SYMBOL_BYTES:
-            raise ConvertError(f"a symbol JSON of at most {MAX_SYMBOL_BYTES} bytes", f"{path.name}, which is larger")
+            raise ConvertError(
+                f"a symbol JSON of at most {MAX_SYMBOL_BYTES} bytes", f"{path.name}, a larger file"
+            )
         graph: list[Node] = []
         for node in json.loads(path.read_bytes())["nodes"]:
             inputs = [graph[int(index)].name for index, *_ in node["inputs"]]
             if any(index < 0 or output != 0 for index, output, *_ in node["inputs"]):
-                raise ConvertError(f"first outputs of earlier nodes as inputs of {node['name']}", f"{node['inputs']}")
+                raise ConvertError(
+                    f"inputs of {node['name']} that are earlier nodes' first outputs", "others"
+                )
             # The key was renamed twice; some versions write two of them.
             attributes = {**node.get("param", {}), **node.get("attr", {}), **node.get("attrs", {})}
             written = {str(key): str(value) for key, value in attributes.items()}
@@ -189,5 +195,7 @@ def read_symbol(path: Path) -> list[Node]:
     except OSError as error:
         raise ConvertError("a readable symbol JSON", f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ConvertError("a symbol JSON with nodes in order of execution", f"{path.name}, which is not") from error
+        raise ConvertError(
+            "a symbol JSON, its nodes in order of execution", f"{path.name}, which is not"
+        ) from error
     return graph

@@ -9,6 +9,7 @@ features are numbered through, so a number left out is a 2x2 max pool.
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -33,7 +34,7 @@ def recognise(source: Checkpoint) -> bool:
 
 
 def read(source: Checkpoint) -> Model:
-    """The model. Raises ConvertError for tensors missing, misshapen or left over, and for a gap in the numbers."""
+    """The model. Raises ConvertError for tensors missing, misshapen or left over, and gaps in the numbers."""
     state = source.state_dict or {}
     tensors = Tensors(state)
     layers = Chain()
@@ -48,12 +49,15 @@ def read(source: Checkpoint) -> Model:
     def binary_conv(name: str, cin: int) -> int:
         layers.append(tensors.take_torch_batch_norm(f"{name}.bn", layers.last, eps=BN_EPS))
         layers.append(Sign(f"{name}.sign", (layers.last,)))
-        bits = cin * KERNEL * KERNEL
+        shape = (cin, KERNEL, KERNEL)
+        width = -(-math.prod(shape) // 32)
         words = tensors.take_raw(f"{name}.weight")
-        if words.dtype != np.int32 or words.shape[1:] != (-(-bits // 32),):
-            expected = f"int32[any, {-(-bits // 32)}] as {name + '.weight'!r}"
-            raise ConvertError(expected, f"{words.dtype.name}{list(words.shape)}")
-        signs = unpack_signs(words.view(np.uint32), bits).reshape(-1, cin, KERNEL, KERNEL).transpose(0, 2, 3, 1)
+        if words.dtype != np.int32 or words.shape[1:] != (width,):
+            found = f"{words.dtype.name}{list(words.shape)}"
+            raise ConvertError(f"int32[any, {width}] as '{name}.weight'", found)
+        signs = (
+            unpack_signs(words.view(np.uint32), math.prod(shape)).reshape(-1, *shape).transpose(0, 2, 3, 1)
+        )
         alpha = tensors.take(f"{name}.alpha", len(words), 1, 1, 1).reshape(-1)
         bias = tensors.take(f"{name}.bias", len(words))
         window = same_size(KERNEL)
@@ -72,7 +76,8 @@ def read(source: Checkpoint) -> Model:
         if number == following + 1:
             size = max_pool(following)
         elif number != following:
-            raise ConvertError(f"features.conv{following}, or conv{following + 1} after a pool", f"conv{number}")
+            expected = f"features.conv{following}, or conv{following + 1} after a pool"
+            raise ConvertError(expected, f"features.conv{number}")
         channels = binary_conv(f"features.conv{number}", channels)
         layers.append(tensors.take_torch_batch_norm(f"features.bn{number + 1}", layers.last, eps=BN_EPS))
         layers.append(Relu(f"features.relu{number + 2}", (layers.last,)))

@@ -19,7 +19,7 @@ INSTALL = 'pip install "xnor-rrm[torch]"'
 
 
 def recognise(path: Path, head: bytes) -> bool:
-    """Whether the file is a PyTorch checkpoint, of either container. Raises ConvertError for a damaged zip."""
+    """Whether the file is a PyTorch checkpoint of either container. Raises ConvertError for a damaged zip."""
     if not head.startswith(ZIP_MAGIC):
         return head.startswith(LEGACY_MAGIC)
     try:
@@ -31,7 +31,7 @@ def recognise(path: Path, head: bytes) -> bool:
         return False
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
     if not stored or sum(member.file_size for member in members) > path.stat().st_size:
-        raise ConvertError("a PyTorch zip, whose members are stored uncompressed", f"{path.name}, which expands")
+        raise ConvertError("a PyTorch zip, stored without compression", f"{path.name}, which expands")
     return True
 
 
@@ -65,9 +65,10 @@ def read(path: Path) -> dict[str, Array]:
             raise ConvertError("tensors by name in the state_dict", f"{type(value).__name__} under {name!r}")
         dense = value.layout == torch.strided and value.device.type == "cpu"
         if not dense or value.dtype not in (torch.float32, torch.int32, torch.int64):
-            raise ConvertError(f"a dense float32, int32 or int64 tensor {name!r}", f"{value.dtype} on {value.device}")
+            found = f"{value.dtype}, {value.layout} on {value.device}"
+            raise ConvertError(f"a dense float32, int32 or int64 tensor {name!r}", found)
         # A stride of zero lets a few bytes claim any shape.
         if value.numel() * value.element_size() > size:
-            raise ConvertError(f"a tensor {name!r} within the file's {size} bytes", f"shape {list(value.shape)}")
+            raise ConvertError(f"{name!r} within the file's {size} bytes", f"shape {list(value.shape)}")
         arrays[name.removeprefix(prefix)] = np.ascontiguousarray(value.numpy(force=True))
     return arrays

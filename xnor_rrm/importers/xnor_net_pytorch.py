@@ -42,7 +42,7 @@ def recognise(source: Checkpoint) -> bool:
 
 
 def read(source: Checkpoint, *, transposed: bool = False) -> Model:
-    """The model. Raises ConvertError for tensors missing, misshapen or left over, and weights without a sign."""
+    """The model. Raises ConvertError for tensors missing, misshapen or left over, or a weight of 0."""
     if not isinstance(transposed, bool):
         raise ConvertError("transposed as True or False", repr(transposed))
     tensors = Tensors(source.state_dict or {})
@@ -62,9 +62,8 @@ def read(source: Checkpoint, *, transposed: bool = False) -> Model:
         layers.append(tensors.take_torch_batch_norm(f"{name}.bn", layers.last, eps=BN_EPS))
         layers.append(Sign(f"{name}.sign", (layers.last,)))
         signs, alpha = binarize(f"{name}.conv.weight", weight(f"{name}.conv", cin, kernel))
-        bias = tensors.take(f"{name}.conv.bias", len(alpha))
-        window = same_size(kernel)
-        layers.append(BinaryConv2d(f"{name}.conv", (layers.last,), pack_signs(signs), alpha, bias, cin, window))
+        weights = pack_signs(signs), alpha, tensors.take(f"{name}.conv.bias", len(alpha))
+        layers.append(BinaryConv2d(f"{name}.conv", (layers.last,), *weights, cin, same_size(kernel)))
         layers.append(Relu(f"{name}.relu", (layers.last,)))
         return len(alpha)
 
@@ -96,5 +95,7 @@ def binarize(name: str, latent: Array) -> tuple[npt.NDArray[np.bool_], Array]:
     alpha = np.abs(centred).mean((1, 2, 3), dtype=np.float64).astype(np.float32)
     zeros = int((centred[alpha > 0] == 0).sum())
     if zeros:
-        raise ConvertError(f"weights that are positive or negative in {name!r}", f"{zeros} zeros, whose sign is 0")
+        raise ConvertError(
+            f"weights above or below 0 in {name!r}, less their mean", f"{zeros} zeros, of sign 0"
+        )
     return centred > 0, alpha

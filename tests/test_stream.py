@@ -1,0 +1,372 @@
+"""Streams: both modes give the oracle's bits after every frame, whatever the frames do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import MOTIONS, Builder, every_kind, random_frames, random_model
+from xnor_rrm.kernels.frame import Kind
+from xnor_rrm.kernels.frame import Path as Taken
+
+import xnor_rrm
+from xnor_rrm import plan
+from xnor_rrm.errors import FrameError, XnorError
+from xnor_rrm.model import INPUT, BinaryConv2d, Model, Window
+from xnor_rrm.stats import flip_rate
+from xnor_rrm.stream import Stream
+
+Array = np.ndarray[Any, Any]
+
+SEEDS, CLIP = st.integers(0, 2**32 - 1), st.lists(st.sampled_from(MOTIONS), min_size=1, max_size=4)
+SAME, POINT = Window((3, 3), padding=(1, 1, 1, 1)), Window((1, 1))
+
+
+def clip(rng: np.random.Generator, model: Model, motions: Iterable[Any], each: int = 3) -> Iterator[Array]:
+    """One clip that moves in each of the ways in turn, without a cut between them."""
+    frame = None
+    for motion in motions:
+        before, *after = random_frames(rng, each + 1, *model.input_rule.crop, motion)
+        if frame is None:
+            yield (frame := before)
+        for now in after:
+            frame = frame + (now - before)  # modulo 256: changes where `now` does
+            before = now
+            yield frame.copy()
+
+
+def oracle(model: Model, frame: Array) -> Array:
+    output: Array = naive.forward(model, naive.network_input(model, frame))[model.layers[-1].name]
+    assert output.dtype == np.float32
+    return output.reshape(-1)
+
+
+def check(streams: Iterable[Stream], frames: Iterable[Array]) -> None:
+    """Every stream gives the oracle's bits on every frame."""
+    streams = list(streams)
+    for number, frame in enumerate(frames):
+        expected = oracle(streams[0].model, frame)
+        for stream in streams:
+            result = stream(frame)
+            assert (result.dtype, result.shape) == (expected.dtype, expected.shape)
+            assert result.tobytes() == expected.tobytes(), (stream.mode, number)
+
+
+def both(model: Model) -> list[Stream]:
+    return [model.stream("dense"), model.stream("cached")]
+
+
+def small_model() -> Model:
+    """Two binary layers, the first with flips enough for either kernel; every output depends on all of it."""
+    net = Builder(np.random.default_rng(0), 6, 7)
+    top = net.affine(net.conv(INPUT, 40, SAME))
+    top = net.affine(net.binary(top, 70, SAME))
+    top = net.binary(top, 20, Window((3, 3), (2, 2), (1, 1, 1, 1)), pad_value=1)
+    net.conv(top, 5, net.whole(top))
+    return net.model()
+
+
+def paths(stream: Stream) -> set[str]:
+    return {step.path for step in stream.stats}
+
+
+# --- equality on every frame ------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(seed=SEEDS, motions=CLIP)
+def test_random_models(seed, motions):
+    rng = np.random.default_rng(seed)
+    model = random_model(rng)
+    check(both(model), clip(rng, model, motions))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=SEEDS, motions=CLIP)
+def test_every_kind_of_layer(seed, motions):
+    rng = np.random.default_rng(seed)
+    model = every_kind(rng)
+    check(both(model), clip(rng, model, motions))
+
+
+def test_long_clip():
+    rng, model = np.random.default_rng(0), small_model()
+    frames = list(clip(rng, model, rng.choice(MOTIONS, 110)))
+    assert len(frames) > 300
+    check(both(model), frames)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("kernel", ["rows", "dense"])
+def test_either_kernel_alone(kernel, seed, monkeypatch):
+    """The rows kernel on every share of flips, or the dense kernel on every changed window."""
+    monkeypatch.setattr(plan, "ROWS_SHARE", {})
+    monkeypatch.setattr(plan, "ROWS_SHARE_WIDE", 1.0)
+    rng = np.random.default_rng(seed)
+    model = random_model(rng, blocks=2)
+    if kernel == "dense":
+        model.plan.steps["rows_limit"] = -1
+    streams, taken = both(model), set()
+    for frame in clip(rng, model, ("noise", "border", "all", "still", "flip", "noise"), each=2):
+        check(streams, [frame])
+        binary = [step.kind == "binary" for step in streams[1].stats]
+        taken |= set(streams[1]._report[binary, 0])
+    assert taken <= {Taken.DENSE, Taken.CLEAN, Taken.ROWS if kernel == "rows" else Taken.CHANGED}
+    assert len(taken) == 3
+
+
+@pytest.mark.parametrize("fault", ["last input", "sums", "output"])
+def test_that_these_tests_can_fail(fault):
+    """State that is wrong in one place shows on the next frame, and a reset heals it."""
+    rng, model = np.random.default_rng(0), small_model()
+    _, before, frame = clip(rng, model, ["border"], each=2)  # the second step does flip bits of both layers
+    stream = model.stream()
+    *_, binary = (step for step in model.plan.steps if step["kind"] == Kind.BINARY_CONV)
+    check([stream], [before])
+    if fault == "last input":  # one bit of the first pixel inside the padding
+        stream._state["uint64"][binary["padded"] + (binary["wp"] + 1) * binary["words"]] ^= 1
+    elif fault == "sums":  # of one channel of each pixel: which of them the border reaches is not ours to say
+        stream._state["uint16"][binary["y"] :: binary["lanes"]] ^= 1
+    else:  # an unchanged frame does not compute it again
+        stream._state["float32"][model.plan.output[0]] += 1
+        frame = before
+    with pytest.raises(AssertionError, match="cached"):
+        check([stream], [frame])
+    stream.reset()
+    check([stream], [frame])
+
+
+# --- frames as callers have them --------------------------------------------------------------------
+
+
+def test_results_of_earlier_frames_stay():
+    rng, model = np.random.default_rng(0), small_model()
+    for stream in both(model):
+        results = [(result := stream(frame), result.copy()) for frame in clip(rng, model, ["all", "noise"])]
+        assert all(np.array_equal(result, copy) for result, copy in results)
+        assert len({result.tobytes() for result, _ in results}) > 1
+
+
+def test_the_callers_buffer_is_read_and_left_alone():
+    """Decoders hand out one buffer again and again; frames may be read-only, or views."""
+    rng, model = np.random.default_rng(0), small_model()
+    streams, buffer = both(model), np.zeros((6, 7, 3), np.uint8)
+    for frame in clip(rng, model, ["noise", "all"]):
+        buffer[:] = frame
+        check(streams, [buffer])
+        assert np.array_equal(buffer, frame)
+        mirrored = frame[::-1, ::-1]
+        mirrored.flags.writeable = False
+        check(streams, [mirrored])
+
+
+def test_another_frame_size_starts_afresh():
+    rng, model = np.random.default_rng(0), small_model()
+    stream = model.stream()
+    last = None
+    for size in ((6, 7), (6, 7), (9, 9), (9, 9), (9, 10), (6, 7), (6, 7)):
+        frame = rng.integers(0, 256, (*size, 3), np.uint8)
+        check([stream], [frame])
+        assert (paths(stream) == {"dense"}) == (size != last)
+        last = size
+
+
+def test_reset_starts_afresh():
+    rng, model = np.random.default_rng(0), small_model()
+    stream = model.stream()
+    frame = next(clip(rng, model, ["still"]))
+    for _ in range(2):
+        check([stream], [frame])
+        assert paths(stream) == {"dense"}
+        check([stream], [frame])
+        assert "dense" not in paths(stream)
+        stream.reset()
+
+
+GOOD = np.full((6, 7, 3), 200, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        GOOD[..., 0],
+        GOOD[..., :1],
+        np.repeat(GOOD, 2, axis=2)[..., :4],
+        GOOD.astype(np.float32),
+        GOOD.astype(np.int64),
+        GOOD[:5],
+        GOOD[:0],
+        GOOD.transpose(2, 0, 1),
+        GOOD[None],
+        GOOD.tolist(),
+        None,
+    ],
+    ids=lambda bad: f"{bad.dtype}{list(bad.shape)}" if isinstance(bad, np.ndarray) else type(bad).__name__,
+)
+@pytest.mark.parametrize("mode", ["dense", "cached"])
+def test_a_bad_frame_in_the_middle(mode, bad):
+    rng, model = np.random.default_rng(0), small_model()
+    stream = model.stream(mode)
+    frames = clip(rng, model, ["noise", "border"])
+    check([stream], islice(frames, 3))
+    with pytest.raises(FrameError, match=r"expected (a frame|frames of at least)"):
+        stream(bad)
+    check([stream], islice(frames, 1))
+    assert paths(stream) == {"dense"}
+    check([stream], frames)
+
+
+def test_a_failure_inside_a_frame_starts_afresh(monkeypatch):
+    """Whatever is raised: half a frame's state must not be answered from."""
+    rng, model = np.random.default_rng(0), small_model()
+    stream = model.stream()
+    frames = clip(rng, model, ["noise", "border"])
+    check([stream], islice(frames, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr("xnor_rrm.stream.run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream(next(frames))
+    check([stream], frames)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(XnorError, match=r"'cached' or 'dense', got 'fast'"):
+        small_model().stream("fast")
+
+
+# --- streams beside each other ----------------------------------------------------------------------
+
+
+def test_interleaved_streams_never_touch():
+    """Streams of one model and of another, on different clips, in turns of uneven length."""
+    rng = np.random.default_rng(0)
+    models = [small_model(), every_kind(rng)]
+    running = [
+        (stream, clip(rng, model, rng.choice(MOTIONS, 4)))
+        for model in models
+        for stream in (model.stream(), model.stream(), model.stream("dense"))
+    ]
+    for turn in rng.integers(0, len(running), 90):
+        stream, frames = running[turn]
+        check([stream], islice(frames, 1))
+
+
+def test_streams_in_threads():
+    rng = np.random.default_rng(0)
+    model = small_model()
+    clips = [list(clip(rng, model, ["noise", "border"], each=8)) for _ in range(4)]
+    expected = [[oracle(model, frame).tobytes() for frame in frames] for frames in clips]
+
+    def results(frames: list[Array]) -> list[bytes]:
+        stream = model.stream()
+        return [stream(frame).tobytes() for frame in frames]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(results, clips)) == expected
+
+
+def test_a_model_never_changes():
+    rng, model = np.random.default_rng(0), every_kind(np.random.default_rng(1))
+    tensors = [array for layer in model.layers for array in layer.tensors().values()]
+    shared = [*tensors, *model.plan.constants, model.plan.steps]
+    before = [array.tobytes() for array in shared]
+    check(both(model), clip(rng, model, MOTIONS))
+    assert [array.tobytes() for array in shared] == before
+    for array in tensors:
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+# --- stats ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=SEEDS, motions=CLIP)
+def test_stats_of_binary_layers(seed, motions):
+    """Flips are those of the oracle's signs, and what was skipped did keep its value."""
+    rng = np.random.default_rng(seed)
+    model = random_model(rng, blocks=2)
+    layers = {layer.name: layer for layer in model.layers if isinstance(layer, BinaryConv2d)}
+    stream, last = model.stream(), None
+    for frame in clip(rng, model, motions):
+        stream(frame)
+        values = naive.forward(model, naive.network_input(model, frame))
+        binary = {step.name: step for step in stream.stats if step.kind == "binary"}
+        assert binary.keys() == layers.keys()
+        for name, step in binary.items():
+            height, width, _ = model.shapes[name]
+            signs = layers[name].inputs[0]
+            assert (step.bits, step.outputs) == (values[signs].size, height * width)
+            assert step.macs == model.macs(layers[name])
+            if last is None:
+                assert (step.path, step.skipped) == ("dense", 0)
+                continue
+            assert step.flips == (values[signs] != last[signs]).sum()
+            assert step.path == ("cached" if step.flips else "clean")
+            assert 0 <= step.skipped <= step.outputs - (values[name] != last[name]).any(-1).sum()
+            assert step.flips or step.skipped == step.outputs
+        last = values
+
+
+def test_stats_of_a_clean_frame():
+    model = every_kind(np.random.default_rng(0))
+    frame = next(random_frames(np.random.default_rng(0), 1, *model.input_rule.crop, "still"))
+    stream = model.stream()
+    assert stream.stats == ()
+    assert flip_rate(stream.stats) == 0
+    stream(frame)
+    assert all((step.path, step.skipped) == ("dense", 0) for step in stream.stats)
+    stream(frame)
+    for step in stream.stats:
+        assert (step.path, step.flips, step.skipped) == ("clean", 0, step.outputs), step.name
+        assert step.seconds >= 0
+    assert flip_rate(stream.stats) == 0
+
+
+def test_stats_of_a_dense_stream():
+    rng, model = np.random.default_rng(0), small_model()
+    stream = model.stream("dense")
+    for frame in clip(rng, model, ["still", "noise"]):
+        stream(frame)
+        assert all((step.path, step.flips, step.skipped) == ("dense", 0, 0) for step in stream.stats)
+
+
+def test_flip_rate_is_weighted_by_macs():
+    rng, model = np.random.default_rng(0), small_model()
+    stream = model.stream()
+    for frame in clip(rng, model, ["noise"]):
+        stream(frame)
+    a, b = (step for step in stream.stats if step.kind == "binary")
+    assert a.flips * b.flips > 0
+    assert a.macs != b.macs
+    expected = (a.macs * a.flips / a.bits + b.macs * b.flips / b.bits) / (a.macs + b.macs)
+    assert flip_rate(stream.stats) == pytest.approx(expected, rel=1e-12)
+
+
+# --- a trained network on a real clip ---------------------------------------------------------------
+
+
+def test_resnet18_on_real_video(data_folder: Path):
+    """Cached equals dense, and the float network in PyTorch sees the same class."""
+    torch = pytest.importorskip("torch")
+    from xnor_rrm.preprocess import Preprocessor
+    from xnor_rrm.torch_reference import FloatTwin
+
+    folder = data_folder / "models" / "bmxnet_resnet18_imagenet"
+    model = xnor_rrm.convert(folder / "binarized_32_resnet-18-binary-0001.params")
+    dense, cached = both(model)
+    twin, preprocess, table = FloatTwin(model), Preprocessor(model.input_rule), model.input_rule.table()
+    for number, frame in enumerate(islice(xnor_rrm.read_video(data_folder / "video" / "vtest.avi"), 12)):
+        expected, result = dense(frame), cached(frame)
+        assert result.tobytes() == expected.tobytes(), number
+        x = table[preprocess(frame), np.arange(3)]
+        assert twin(x).argmax() == expected.argmax(), number
+        assert number == 0 or 0 < flip_rate(cached.stats) < 0.5

