@@ -1,4 +1,4 @@
-"""Bits of signs: bit c % 64 of word c // 64 is channel c, 1 = +1 (x >= 0); bits past the last channel are 0."""
+"""Bits of signs: bit c % 64 of word c // 64 is channel c, 1 = +1 (x >= 0); spare bits are 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pack_pixel(values: Any, at: int, words: Any, word_at: int, channels: int) ->
 
 @jit
 def pack(values: Any, channels: int, stride: int, words: Any) -> None:
-    """Pack float32 values[P * stride] (the first `channels` of each pixel) into uint64 words[P * ceil(channels/64)].
+    """Pack the first `channels` of each pixel of float32 values[P * stride] into uint64 words.
 
     stride must be a multiple of 16, or the array must have 16 values to spare.  One comparison of 16
     values and one shift each: bound by reading 4 bytes a bit.
@@ -44,7 +44,7 @@ def diff_into_padded(x: Any, s: Any, last: Any, diff: Any) -> int:
     x : uint64[h * w * words].  last, diff : uint64[hp * wp * words], the padded last frame (replaced by x)
     and the flips d = x ^ last; the border of both is left alone (a padding value never flips).
     """
-    flips = 0
+    flips: Any = 0
     for y in range(s.h):
         row = ((y + s.pt) * s.wp + s.pl) * s.words
         source = y * s.w * s.words

@@ -14,7 +14,7 @@ import numpy as np
 
 from .bitpack import pack_pixel
 from .jit import jit
-from .simd import counts_to_dots, differs, get, load, relu, splat, store
+from .simd import counts_to_dots, differs, get, load, put, relu, store
 
 #: float32 values a register holds (4 KB), or one pixel's channels where those are more.
 REGISTER = 1024
@@ -23,10 +23,10 @@ FIELDS = 7
 
 
 class Op(IntEnum):
-    """Operations and their operands: r is the target register, the rest registers, sizes, or arena offsets."""
+    """Operations and their operands: r the target register, the rest registers, sizes or arena offsets."""
 
     LOAD = 0  #: r, float32 tensor, elements a pixel
-    DOTS = 1  #: r, uint16 mismatches, lanes a pixel, constants alpha, constants bias, int32 valid bits a pixel
+    DOTS = 1  #: r, uint16 mismatches, lanes a pixel, constants alpha and bias, int32 valid bits a pixel
     AFFINE = 2  #: r, source register, constants scale, constants shift
     RELU = 3  #: r, source register
     ADD = 4  #: r, source register, source register
@@ -57,12 +57,13 @@ def run_program(
     registers: Any,
     compare: bool,
 ) -> None:
-    """Run the program over the listed pixels; if `compare`, mark a stored pixel as changed if any of its bits differs.
+    """Run the program over the listed pixels.
 
     program : int64[n * FIELDS].  width : channels, padded to a multiple of 32.  constants : float32.
     valid : int32.  floats, counts, bits, masks : the stream's float32, uint16, uint64 and uint8 arenas.
     slots : int64, where each listed pixel's own sums stand, in pixels of own_counts (uint16) or own_values
-    (float32).  registers : float32[r * max(REGISTER, width)]. 
+    (float32).  registers : float32[r * max(REGISTER, width)].
+    compare : mark each stored pixel as changed if any of its bits differs; else no mark means anything.
     """
     span = max(1024, width)
     block = span // width
@@ -77,7 +78,7 @@ def run_program(
                     source = a + pixels[first + i] * b
                     for lane in range(0, width, 16):
                         store(registers, target + i * width + lane, load(floats, source + lane))
-            elif op == DOTS or op == OWN_DOTS:
+            elif op in (DOTS, OWN_DOTS):
                 bits_inside = program[at + 6]
                 places = pixels if op == DOTS else slots
                 sums = counts if op == DOTS else own_counts
@@ -126,18 +127,30 @@ def normalise(frame: Any, last: Any, table: Any, x: Any, changed: Any, all_pixel
     """Input values of the pixels that differ from the last frame. Returns their number.
 
     frame, last : uint8[P * 3]; last is replaced.  table : float32[256 * 3].  x : float32[P * 3].
-    changed : uint8[P].
+    changed : uint8[P].  Blocks of 64 pixels that stayed the same cost three comparisons.
     """
-    count = 0
-    for p in range(len(changed)):
-        i = 3 * p
-        new = all_pixels
-        for c in range(3):
-            new |= frame[i + c] != last[i + c]
-        changed[p] = new
-        if new:
-            count += 1
-            for c in range(3):
-                last[i + c] = frame[i + c]
-                x[i + c] = table[frame[i + c] * 3 + c]
+    count, pixels = 0, len(changed)
+    for first in range(0, pixels, 64):
+        size = min(64, pixels - first)
+        same = not all_pixels and size == 64
+        if same:
+            for at in range(3 * first, 3 * first + 192, 64):
+                same = same and not differs(load(frame, at), load(last, at))
+        for p in range(first, first + size):
+            put(changed, p, np.uint8(0))
+        if same:
+            continue
+        for p in range(first, first + size):
+            i = 3 * p
+            red, green, blue = get(frame, i), get(frame, i + 1), get(frame, i + 2)
+            kept = red == get(last, i) and green == get(last, i + 1) and blue == get(last, i + 2)
+            if all_pixels or not kept:
+                count += 1
+                put(changed, p, np.uint8(1))
+                put(last, i, red)
+                put(last, i + 1, green)
+                put(last, i + 2, blue)
+                put(x, i, get(table, 3 * np.intp(red)))
+                put(x, i + 1, get(table, 3 * np.intp(green) + 1))
+                put(x, i + 2, get(table, 3 * np.intp(blue) + 2))
     return count

@@ -128,7 +128,7 @@ def _program(
     counts: Any,
     compare: bool,
 ) -> None:
-    """Run the step's program over the listed pixels; its convolution's sums stand at `slots` of counts or band_f32."""
+    """Run the step's program; its convolution's sums stand at `slots` of `counts` or `band_f32`."""
     program = const.i64[s.program : s.program + s.program_size]
     run_program(
         program, s.lanes, const.f32, const.i32, state.f32, state.u16, state.u64, state.u8,
@@ -166,9 +166,17 @@ def _pool(s: Any, all_pixels: bool, state: Any, scratch: Any, report: Any) -> No
 
 @jit
 def _float_conv(
-    s: Any, e: Any, fused: bool, all_pixels: bool, const: Any, state: Any, scratch: Any, report: Any, e_report: Any
+    s: Any,
+    e: Any,
+    fused: bool,
+    all_pixels: bool,
+    const: Any,
+    state: Any,
+    scratch: Any,
+    report: Any,
+    e_report: Any,
 ) -> None:
-    """A float convolution of the windows that hold a change, and the program `e` that alone reads it if fused."""
+    """A float convolution of the windows that hold a change; if fused, also the program `e` that reads it."""
     begin = now(scratch.timespec)
     pixels = scratch.pixels
     x, changed = state.f32[s.x :], state.u8[s.x_mask : s.x_mask + s.h * s.w]
@@ -195,7 +203,9 @@ def _float_conv(
         n = min(band, count - first)
         listed = pixels[first:]
         if fused:
-            conv_float(padded, weights, bias, s, starts, segment_at, listed, scratch.identity, n, scratch.band_f32)
+            conv_float(
+                padded, weights, bias, s, starts, segment_at, listed, scratch.identity, n, scratch.band_f32
+            )
             middle = now(scratch.timespec)
             _program(e, const, state, scratch, listed, scratch.identity, n, state.u16, not all_pixels)
             end = now(scratch.timespec)
@@ -244,7 +254,9 @@ def _binary_conv(
         path = CLEAN
     elif flips <= s.rows_limit:
         path = ROWS
-        list_flips(diff, padded, s, scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts)
+        list_flips(
+            diff, padded, s, scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts
+        )
     else:
         path = CHANGED
         mask = state.u8[s.x_mask : s.x_mask + s.h * s.w]
@@ -266,7 +278,8 @@ def _binary_conv(
         first, last = row * s.wo, end_row * s.wo
         if path == ROWS:
             computed += conv_rows(
-                scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts, table, s, row, end_row,
+                scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts,
+                table, s, row, end_row,
                 scratch.risen_places, scratch.fallen_places, scratch.planes, state.u16[s.y :], changed,
             )  # fmt: skip
         else:

@@ -34,7 +34,7 @@ def cache_folder() -> Path:
     return Path(base) / "xnor_rrm_kernels"
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]  # numba has no type hints
+class _Locator(_CacheLocator):
     """Keeps the cache in `cache_folder` and stamps it with `sources_digest`."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -54,11 +54,11 @@ class _Locator(_CacheLocator):  # type: ignore[misc]  # numba has no type hints
         return cls(function)
 
 
-class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_Locator,)
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes: Any = (_Locator,)
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     _impl_class = _CacheImpl
 
 
@@ -67,12 +67,12 @@ def jit(function: Callable[..., Any]) -> Any:
 
     Without fast-math and without reassociation, so float results do not depend on how a loop is cut.
     """
-    compiled = numba.njit(nogil=True, error_model="numpy", fastmath=False)(function)
-    if not numba.config.DISABLE_JIT:
+    compiled: Any = numba.njit(nogil=True, error_model="numpy", fastmath=False)(function)
+    if hasattr(compiled, "_cache"):  # a plain function where NUMBA_DISABLE_JIT is set
         compiled._cache = _Cache(function)
     return compiled
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A helper that Numba copies into its callers: a call would pass each array as seven values and count references."""
+    """A helper Numba copies into its callers: a call would pass each array as seven values and count it."""
     return numba.njit(inline="always", error_model="numpy")(function)

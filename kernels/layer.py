@@ -21,7 +21,7 @@ from .step import STEP, geometry, segment_offsets, window_starts
 class BinaryLayer:
     """Weights, geometry and state of a binary convolution.
 
-    weight : uint64[Cout, kH, kW, Cw].  shape : (H, W, Cin) of the input.  padding : (top, bottom, left, right).
+    weight : uint64[Cout, kH, kW, Cw].  shape : (H, W, Cin) of the input.  padding : top, bottom, left, right.
     `load` takes a packed frame; a variant then brings `mismatches` up to date; `dots` reads the result.
     """
 
@@ -108,7 +108,7 @@ def _rows(layer: BinaryLayer) -> None:
 class Variant:
     """A way to bring a `BinaryLayer` up to date with its current frame.
 
-    cached : needs `mismatches` of the frame before (any dense variant leaves them); else computes from nothing.
+    cached : needs `mismatches` of the frame before (any variant leaves them); else computes from nothing.
     """
 
     run: Callable[[BinaryLayer], None]

@@ -11,7 +11,17 @@ from .simd import differs, larger, load, splat, store
 
 
 @jit
-def pool(x: Any, stride: int, s: Any, pixels: Any, count: int, average: bool, count_padding: bool, y: Any, changed: Any) -> None:
+def pool(
+    x: Any,
+    stride: int,
+    s: Any,
+    pixels: Any,
+    count: int,
+    average: bool,
+    count_padding: bool,
+    y: Any,
+    changed: Any,
+) -> None:
     """Compute the listed output pixels and mark in `changed` (uint8[ho * wo]) those whose value differs.
 
     x : float32[h * w * stride].  y : float32[ho * wo * stride].

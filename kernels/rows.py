@@ -33,12 +33,15 @@ import numpy as np
 from .jit import inline, jit
 from .simd import (
     aligned,
+    complement,
     get,
     has_byte_compress,
     list_bits,
     load,
     majority,
+    nonzero_lanes,
     plane_counts,
+    popcount,
     put,
     splat,
     store,
@@ -61,7 +64,7 @@ def tile_pixels(out_words: int, touching: bool) -> int:
 
 
 def flip_lists(flips: int, step: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """Scratch for at most `flips` flips: (risen, risen_starts, fallen, fallen_starts, risen_places, fallen_places)."""
+    """Scratch for `flips` flips: risen, risen_starts, fallen, fallen_starts, risen_places, fallen_places."""
     entries = [aligned(flips + 32, np.int32) for _ in range(4)]
     starts = [aligned(int(step["hp"] * (step["wp"] + 1)) + 8, np.int64) for _ in range(2)]
     return entries[0], starts[0], entries[1], starts[1], entries[2], entries[3]
@@ -264,41 +267,43 @@ def conv_rows(
     """
     updated = 0
     flips = scratch[64:].view(np.int64)
-    pixel_shift = trailing_zeros(np.uint64(8 // s.tile)) if s.tile > 1 else 63
-    zero, ones = splat(np.uint64(0)), splat(~np.uint64(0))
+    vectors, words = max(1, s.out_words // 8), min(8, s.out_words)
+    zero = splat(np.uint64(0))
     none = (zero, zero, zero, zero, zero, zero, zero, zero)
     for oy in range(first_row, last_row):
-        changed[oy * s.wo : (oy + 1) * s.wo] = 0
         for x0 in range(0, s.wo, s.tile):
             pixels = min(s.tile, s.wo - x0)
+            pixel = oy * s.wo + x0
             up = _collect_places(risen, risen_starts, s, oy, x0, pixels, risen_places)
             down = _collect_places(fallen, fallen_starts, s, oy, x0, pixels, fallen_places)
-            if up + down == 0:
-                continue
-            _count_flips(risen_starts, s, oy, x0, pixels, flips, 0)
-            _count_flips(fallen_starts, s, oy, x0, pixels, flips, 8)
-            pixel = oy * s.wo + x0
+            dirty = np.uint64(0)
+            if up + down:
+                _count_flips(risen_starts, s, oy, x0, pixels, flips, 0)
+                _count_flips(fallen_starts, s, oy, x0, pixels, flips, 8)
+                dirty = nonzero_lanes(load(flips, 0) + load(flips, 8)) & (
+                    (np.uint64(1) << np.uint64(pixels)) - np.uint64(1)
+                )
+                updated += np.int64(popcount(dirty))
             for p in range(pixels):
-                changed[pixel + p] = flips[p] + flips[8 + p] != 0
-                updated += changed[pixel + p]
-            words = pixels * s.out_words
-            for vector in range(0, words, 8):
+                put(changed, pixel + p, np.uint8(dirty >> np.uint64(p) & np.uint64(1)))
+            if dirty == 0:
+                continue
+            for vector in range(vectors):
                 for first in range(0, max(up, down), 120):
-                    planes = _sum_rows(table, fallen_places, first, min(first + 120, down), vector, none)
-                    p0, p1, p2, p3, p4, p5, p6, p7 = planes
-                    planes = (p0 ^ ones, p1 ^ ones, p2 ^ ones, p3 ^ ones, p4 ^ ones, p5 ^ ones, p6 ^ ones, p7 ^ ones)
-                    planes = _sum_rows(table, risen_places, first, min(first + 120, up), vector, planes)
+                    planes = _sum_rows(table, fallen_places, first, min(first + 120, down), vector * 8, none)
+                    planes = complement(planes)
+                    planes = _sum_rows(table, risen_places, first, min(first + 120, up), vector * 8, planes)
                     tile_store(scratch, EIGHT_ROWS, 0, transpose8(planes))
-                    at = pixel * s.lanes + vector * 64
-                    for word in range(min(8, words - vector)):
-                        p = (vector + word) >> pixel_shift
-                        risen_here, fallen_here = get(flips, p), get(flips, 8 + p)
-                        if risen_here + fallen_here:
-                            # The counts are P_r - P_f - 1, so 2 more is taken off.
+                    left = dirty
+                    while left:
+                        p = trailing_zeros(left)
+                        left &= left - np.uint64(1)
+                        net = get(flips, p) - get(flips, 8 + p) if first == 0 else 0
+                        more = splat(np.uint16(net - 2))  # the counts are P_r - P_f - 1
+                        at = (pixel + p) * s.lanes + vector * 512
+                        for word in range(p * words, (p + 1) * words):
                             low, high = plane_counts(load(scratch, word * 8))
-                            net = risen_here - fallen_here if first == 0 else 0
-                            more = splat(np.uint16(net - 2))
                             store(mismatches, at, load(mismatches, at) + (more - low - low))
                             store(mismatches, at + 32, load(mismatches, at + 32) + (more - high - high))
-                        at += 64
+                            at += 64
     return updated

@@ -20,20 +20,30 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, extending, types
 from numba.core.datamodel import models
-from numba.core.extending import intrinsic, register_model
+from numba.core.extending import register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
+#: Numba's hints give a called intrinsic the arguments of its definition, the typing context included.
+intrinsic: Any = extending.intrinsic
+
 VECTOR_BITS = 512
-I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I1, I8, I16, I32, I64, F32 = (
+    ir.IntType(1),
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.FloatType(),
+)
 
 
 class Vector(types.Type):
     """Numba type of a 512-bit vector with lanes of the scalar type `lane`."""
 
-    def __init__(self, lane: types.Number) -> None:
+    def __init__(self, lane: Any) -> None:
         self.lane = lane
         self.count = VECTOR_BITS // lane.bitwidth
         super().__init__(name=f"vector({lane} x {self.count})")
@@ -160,7 +170,7 @@ def _splat(builder: Any, scalar: Any, count: int) -> Any:
 
 
 def _call(builder: Any, name: str, *args: Any) -> Any:
-    """Call an LLVM intrinsic that returns the type of its first argument; llvmlite's own wrappers refuse vectors."""
+    """Call an LLVM intrinsic of its first argument's type; llvmlite's own wrappers refuse vectors."""
     kind = ir.FunctionType(args[0].type, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
@@ -181,7 +191,7 @@ def _has(context: Any, feature: str) -> bool:
 
 
 def _ternary(truth_table: int, fallback: Callable[..., Any]) -> Any:
-    """A bitwise function of three vectors: one vpternlog where there is one, else `fallback(builder, a, b, c)`.
+    """A bitwise function of three vectors: one vpternlog where there is one, else `fallback`.
 
     LLVM does not find the majority function by itself.
     """
@@ -212,7 +222,7 @@ majority = intrinsic(_ternary(0xE8, _majority))
 
 
 def has_byte_compress() -> bool:
-    """Whether `list_bits` can be compiled for this machine; the loop over set bits takes its place elsewhere."""
+    """Whether `list_bits` compiles for this machine; a loop over set bits takes its place elsewhere."""
     from numba.core.registry import cpu_target
 
     return _has(cpu_target.target_context, "avx512vbmi2")
@@ -281,6 +291,17 @@ def nonnegative_bits(_typing: Any, value: Any) -> Any:
 
 
 @intrinsic
+def nonzero_lanes(_typing: Any, value: Any) -> Any:
+    """Bit i of the uint64 is 1 where lane i of an eight-lane vector is not 0."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        flags = builder.icmp_unsigned("!=", args[0], ir.Constant(args[0].type, None))
+        return builder.zext(builder.bitcast(flags, I8), I64)
+
+    return types.uint64(value), emit
+
+
+@intrinsic
 def differs(_typing: Any, a: Any, b: Any) -> Any:
     """Whether any bit of two vectors differs, as a boolean."""
 
@@ -295,7 +316,7 @@ def differs(_typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def transpose8(_typing: Any, rows: Any) -> Any:
-    """Eight vectors of eight uint64 lanes as the rows of a matrix -> its columns. Three rounds of eight shuffles."""
+    """Eight vectors of eight uint64 lanes, rows of a matrix -> its columns. 24 shuffles."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         values = [builder.extract_value(args[0], i) for i in range(8)]
@@ -319,8 +340,9 @@ def transpose8(_typing: Any, rows: Any) -> Any:
 def plane_counts(_typing: Any, planes: Any) -> Any:
     """Counts of 64 channels from one word of eight bit planes: lane j of `planes` holds bit j of each count.
 
-    A count is an eight-bit integer with a sign. Returns two uint16 vectors, channels 0..31 and 32..63. A byte shuffle puts the planes of eight channels
-    into one 8x8 bit matrix; one affine transform over GF(2) (GFNI) of the identity transposes all eight.
+    A count is an eight-bit integer with a sign. Returns two uint16 vectors, channels 0..31 and 32..63.
+    A byte shuffle puts the planes of eight channels into one 8x8 bit matrix; one affine transform over GF(2)
+    (GFNI) of the identity transposes all eight.
     """
     result = types.UniTuple(U16, 2)
 
@@ -352,7 +374,7 @@ def plane_counts(_typing: Any, planes: Any) -> Any:
 
 @intrinsic
 def list_bits(_typing: Any, bits: Any, base: Any, step: Any, entries: Any, at: Any) -> Any:
-    """Write base + index * step to int32 entries[at ...] for every set bit of `bits`, in order; returns their number.
+    """Write base + index * step to int32 entries[at ...] for every set bit; returns their number.
 
     Whole vectors are written, so up to 15 entries behind the last are spoiled. A byte compress (VBMI2) lists
     the indices without a branch for each bit.
@@ -429,7 +451,7 @@ def store_low16(_typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 def _tuple_of_listed(use: Callable[[Any, Any, Any, Any], Any]) -> Any:
-    """f(source, indices, start, limit, count) -> tuple of use(source, index), index = indices[min(start + i, limit)]."""
+    """f(source, indices, start, limit, count): tuple of use(source, indices[min(start + i, limit)])."""
 
     def typed(_typing: Any, source: Any, indices: Any, start: Any, limit: Any, count: Any) -> Any:
         if not isinstance(count, types.IntegerLiteral):
@@ -451,8 +473,8 @@ def _tuple_of_listed(use: Callable[[Any, Any, Any, Any], Any]) -> Any:
     return intrinsic(prefer_literal=True)(typed)
 
 
-#: gather(table, indices, start, limit, count): table[index] for `count` (a literal) listed indices, int64 arrays.
-gather = _tuple_of_listed(lambda c, b, table, index: b.load(_lane_pointer(c, b, *table, index)))
+#: gather(table, indices, start, limit, count): table[index] for `count` (a literal) indices; int64 arrays.
+gather = _tuple_of_listed(lambda c, b, table, index: b.load(_lane_pointer(c, b, table[0], table[1], index)))
 #: scaled(factor, indices, start, limit, count): factor * index, likewise.
 scaled = _tuple_of_listed(lambda c, b, factor, index: b.mul(factor[1], index))
 
@@ -467,6 +489,17 @@ def tile_of(_typing: Any, vectors: Any, base: Any) -> Any:
         return context.make_tuple(builder, tile, row * len(base))
 
     return tile(vectors, base), emit
+
+
+@intrinsic
+def complement(_typing: Any, tile: Any) -> Any:
+    """Every bit of every vector inverted."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        inverted = [builder.not_(builder.extract_value(args[0], i)) for i in range(len(tile))]
+        return context.make_tuple(builder, tile, inverted)
+
+    return tile(tile), emit
 
 
 def _tile_step(combine: Callable[[Any, Any, Any, Any], Any]) -> Callable[..., Any]:
@@ -508,7 +541,7 @@ tile_fma = intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total)))
 
 @intrinsic
 def tile_store(_typing: Any, array: Any, base: Any, at: Any, tile: Any) -> Any:
-    """array[base[p] + at ...] = the pixel's vectors, integer lanes cut to the width of the array's elements."""
+    """array[base[p] + at ...] = the pixel's vectors, integer lanes cut to the array's width."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array_value, bases, at_value, tile_value = args

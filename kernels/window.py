@@ -30,7 +30,7 @@ def list_changed(changed: Any, pixels: Any) -> int:
 
 @jit
 def mark_flipped(diff: Any, s: Any, changed: Any) -> None:
-    """changed uint8[h * w] = whether any word of the input pixel flipped; diff as in bitpack.diff_into_padded."""
+    """changed uint8[h * w] = whether any word of the pixel flipped; diff of bitpack.diff_into_padded."""
     words = s.words
     for y in range(s.h):
         at = ((y + s.pt) * s.wp + s.pl) * words

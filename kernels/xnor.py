@@ -35,7 +35,7 @@ BLOCK = 16
 
 
 def pack_weights(weight: Any) -> Any:
-    """uint64[Cout, kH, kW, Cw] -> uint64[ceil(Cout / 16), kH * kW * Cw, 16]: a vector holds one word of 8 channels."""
+    """uint64[Cout, kH, kW, Cw] -> uint64[ceil(Cout / 16), kH * kW * Cw, 16]."""
     cout = weight.shape[0]
     blocks = -(-cout // BLOCK)
     rows = aligned((blocks * BLOCK, weight[0].size), np.uint64)
@@ -47,7 +47,15 @@ def pack_weights(weight: Any) -> Any:
 
 @jit
 def conv_xnor(
-    x: Any, weights: Any, s: Any, starts: Any, segment_at: Any, pixels: Any, slots: Any, count: int, mismatches: Any
+    x: Any,
+    weights: Any,
+    s: Any,
+    starts: Any,
+    segment_at: Any,
+    pixels: Any,
+    slots: Any,
+    count: int,
+    mismatches: Any,
 ) -> None:
     """Write the mismatches of the listed output pixels.
 
@@ -58,7 +66,8 @@ def conv_xnor(
 
     Per 512 bit-MACs one xor, one popcount and one add: at two 512-bit operations a cycle at most
     341 bit-MAC a cycle. Blocks of channels are the outer loop, so that their weights (9 KB for
-    512 -> 512, 3x3) stay in the first-level cache while the pixels pass. The last tile repeats its last pixel.
+    512 -> 512, 3x3) stay in the first-level cache while the pixels pass.
+    The last tile repeats its last pixel.
     """
     zero = splat(np.uint64(0))
     for block in range((s.cout + 15) // 16):
@@ -102,7 +111,9 @@ def outside_tables(weight: Any, step: Any) -> tuple[Any, Any, Any]:
     x = np.arange(step["wo"])[:, None] * step["sw"] + np.arange(kw) * step["dw"] - step["pl"]
     inside_y, inside_x = (y >= 0) & (y < step["h"]), (x >= 0) & (x < step["w"])
     inside = (inside_y[:, None, :, None] & inside_x[None, :, None, :]).reshape(-1, kh * kw)
-    masks, classes = np.unique(np.concatenate([np.ones((1, kh * kw), bool), inside]), axis=0, return_inverse=True)
+    masks, classes = np.unique(
+        np.concatenate([np.ones((1, kh * kw), bool), inside]), axis=0, return_inverse=True
+    )
     order = np.argsort(masks.all(axis=1) == False, kind="stable")  # noqa: E712
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
@@ -115,7 +126,15 @@ def outside_tables(weight: Any, step: Any) -> tuple[Any, Any, Any]:
 
 @jit
 def conv_xnor_update(
-    x: Any, diff: Any, weights: Any, s: Any, starts: Any, segment_at: Any, pixels: Any, count: int, mismatches: Any
+    x: Any,
+    diff: Any,
+    weights: Any,
+    s: Any,
+    starts: Any,
+    segment_at: Any,
+    pixels: Any,
+    count: int,
+    mismatches: Any,
 ) -> int:
     """The literal recurrent residual update: popcounts over changed words only. Returns the pixels updated.
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of the training images, 0..255
@@ -55,7 +55,7 @@ class BinaryConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         alpha = self.weight.abs().mean((1, 2, 3), keepdim=True)
         binary = torch.where(self.weight >= 0, alpha, -alpha)
-        return F.conv2d(x, self.weight + (binary - self.weight).detach(), padding=1)
+        return functional.conv2d(x, self.weight + (binary - self.weight).detach(), padding=1)
 
     @torch.no_grad()
     def centre_and_clamp(self) -> None:
@@ -103,7 +103,7 @@ class VggSmall(nn.Module):
         x = self.stem_pool(self.stem(x))
         for block in self.blocks:
             x = block(x)
-        return self.fc(F.relu(self.bn(x)).mean((2, 3)))
+        return self.fc(functional.relu(self.bn(x)).mean((2, 3)))
 
 
 def read_split(archive: Path) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ def read_split(archive: Path) -> tuple[Tensor, Tensor]:
 def augment(images: Tensor) -> Tensor:
     """Random horizontal flip and a random crop after 4 pixels of reflected border, one per image."""
     n = len(images)
-    padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect").to(images.dtype)
+    padded = functional.pad(images.float(), (4, 4, 4, 4), mode="reflect").to(images.dtype)
     rows = torch.randint(0, 9, (n, 1)) + torch.arange(32)
     columns = torch.randint(0, 9, (n, 1)) + torch.arange(32)
     columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
@@ -150,7 +150,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=24)
@@ -190,7 +192,7 @@ def main() -> None:
         for step, batch in enumerate(batches):
             x = normalise(augment(train_x[batch])).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
-                loss = F.cross_entropy(model(x).float(), train_y[batch], label_smoothing=0.05)
+                loss = functional.cross_entropy(model(x).float(), train_y[batch], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -94,6 +94,14 @@ def test_inspect_lists_every_layer_and_totals(model, model_file):
     )
 
 
+def test_info_of_a_model_file_cannot_pose_as_a_total(model, tmp_path):
+    info = {"note": "free text", "bytes": "none"}
+    Model("tiny", model.input_rule, model.layers, model.labels, info).save(tmp_path / "a.xnor")
+    totals = facts(invoke("inspect", tmp_path / "a.xnor").stdout)
+    assert totals["note"] == "free text"
+    assert int(totals["bytes"]) > 0
+
+
 @pytest.mark.parametrize("mode", ["cached", "dense"])
 def test_run_writes_json_lines(model, model_file, folder, frames, tmp_path, mode):
     output = tmp_path / "results.jsonl"

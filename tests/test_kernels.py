@@ -157,22 +157,22 @@ def test_any_geometry_and_any_flips(data, variant, seed):
         twins.check(x)
 
 
-def test_pixels_that_are_not_listed_are_left_alone():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("count", range(1, 20))
+def test_listed_pixels_and_no_others(count):
+    """The dense kernel on some pixels: each at its own place, or side by side."""
+    rng = np.random.default_rng(count)
     twins = Twins("xnor", signs(rng, 40, 3, 3, 70), (3, 7), SAME)
     twins.check(signs(rng, 3, 7, 70))
     s = twins.layer
     counts = s.mismatches[: 21 * s.step["lanes"]].reshape(21, -1)[:, :40]
-    right, untouched = counts.copy(), np.full_like(counts, 12345)
-    for count in range(1, 20):
-        listed = np.sort(rng.permutation(21)[:count])
-        pixels = np.append(listed, np.zeros(8, np.int64))
-        counts[:] = untouched
-        geometry = (s.step, s.starts, s.segment_at, pixels, count)
-        xnor.conv_xnor(s.last, s.weights, *geometry, s.mismatches, s.lane_starts)
-        xnor.subtract_outside(s.mismatches, s.step, s.classes, s.outside.reshape(-1), pixels, count)
-        expected = untouched.copy()
-        expected[listed] = right[listed]
+    right, listed = counts.copy(), np.sort(rng.permutation(21)[:count])
+    for slots in (listed, np.arange(count)):
+        counts[:] = 12345
+        where = (listed, slots, count)
+        xnor.conv_xnor(s.last, s.weights, s.step, s.starts, s.segment_at, *where, s.mismatches)
+        xnor.subtract_outside(s.mismatches, s.step, s.classes, s.outside.reshape(-1), *where)
+        expected = np.full_like(counts, 12345)
+        expected[slots] = right[listed]
         assert np.array_equal(counts, expected)
 
 
@@ -295,7 +295,7 @@ def test_windows_that_hold_a_change_are_listed(seed, share):
     step = geometry((h, w, 70), 5, win.kernel, win.stride, win.padding, win.dilation, binary=True)
     changed = (rng.random((h, w, 1)) < share).astype(np.uint8)
     pixels = np.zeros(int(step["ho"] * step["wo"]) + 1, np.int64)
-    scratch = np.full(h * int(step["wo"]), 7, np.uint8)
+    scratch = np.full((h + 1) * int(step["wo"]), 7, np.uint8)
     count = window.list_windows(changed.reshape(-1), np.array([step])[0], scratch, pixels)
     listed = pixels[:count].tolist()
     holds = sum(naive.taps(changed.astype(int), win.kernel, win.stride, win.padding, win.dilation, 0)) > 0

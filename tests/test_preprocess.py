@@ -28,12 +28,17 @@ def noise(height, width, seed=0):
 
 
 def pillow(frame, rule):
-    """The same by Pillow: resize the whole frame, then crop."""
+    """The same by Pillow: resize the whole frame, then crop.
+
+    Columns first, then rows: Pillow 13 turns its own order around for very tall frames, which can change
+    a value by one.
+    """
     height, width = frame.shape[:2]
     if rule.resize:
-        short = min(height, width)
-        size = (width * rule.resize // short, height * rule.resize // short)
-        frame = np.asarray(Image.fromarray(frame).resize(size, FILTERS[rule.interpolation]))
+        kind, short = FILTERS[rule.interpolation], min(height, width)
+        narrow, low = width * rule.resize // short, height * rule.resize // short
+        image = Image.fromarray(frame).resize((narrow, height), kind).resize((narrow, low), kind)
+        frame = np.asarray(image)
     top, left = (frame.shape[0] - rule.crop[0]) // 2, (frame.shape[1] - rule.crop[1]) // 2
     return frame[top : top + rule.crop[0], left : left + rule.crop[1]]
 

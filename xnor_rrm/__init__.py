@@ -1,9 +1,9 @@
 """Exact recurrent residual inference for binary networks on video.
 
-    model = xnor_rrm.convert("resnet18.params")
-    stream = model.stream()
-    for frame in xnor_rrm.read_video("clip.avi"):
-        logits = stream(frame)
+model = xnor_rrm.convert("resnet18.params")
+stream = model.stream()
+for frame in xnor_rrm.read_video("clip.avi"):
+    logits = stream(frame)
 """
 
 from __future__ import annotations

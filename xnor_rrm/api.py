@@ -33,7 +33,7 @@ def load(path: str | Path) -> Model:
 
 
 def default_model() -> Model:
-    """The network the package carries: a VGG-small XNOR-Net for CIFAR-10's ten classes (its card: docs/model_card.md)."""
+    """The network the package carries: a VGG-small XNOR-Net for CIFAR-10's classes (docs/model_card.md)."""
     with resources.as_file(resources.files("xnor_rrm") / "data" / "vgg_small.xnor") as path:
         return load(path)
 

@@ -37,6 +37,8 @@ MAX_WINDOW_BITS = 65535
 class InputRule:
     """From a raw frame to the network's input: resize, centre crop, normalise.
 
+    A frame of exactly the crop's size is taken as it is: it has been resized and cropped before.
+
     resize : length in pixels of the frame's shorter side after resizing (aspect ratio kept, rounded as
         Pillow's thumbnailers do: `long * resize // short`); 0 leaves the frame's size alone.
     crop : (H, W), cut from the centre: top = (height - H) // 2, left = (width - W) // 2.
@@ -65,7 +67,10 @@ class InputRule:
     def table(self) -> npt.NDArray[np.float32]:
         """float32[256, 3]: the input value of each uint8 value of each channel."""
         values = np.arange(256, dtype=np.float64)[:, None]
-        return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        table: npt.NDArray[np.float32] = ((values - np.array(self.mean)) / np.array(self.std)).astype(
+            np.float32
+        )
+        return table
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,9 @@ class Window:
         ):
             reach = d * (k - 1) + 1
             if min(k, s, d) < 1 or min(before, after) < 0:
-                raise ModelError("positive kernel, stride and dilation, padding of 0 or more", f"{where}: {self}")
+                raise ModelError(
+                    "positive kernel, stride and dilation, padding of 0 or more", f"{where}: {self}"
+                )
             if size + before + after < reach:
                 raise ModelError(f"an input of at least {reach} with padding", f"{where}: {height}x{width}")
             sizes.append((size + before + after - reach) // s + 1)
@@ -119,11 +126,14 @@ class Layer:
     def _freeze(self, name: str, dtype: Any, shape: tuple[int | None, ...]) -> None:
         """Replace field `name` by a read-only array checked for dtype, shape (None: any) and finiteness."""
         value = np.ascontiguousarray(getattr(self, name))
-        fits = value.ndim == len(shape) and all(b in (None, a) for a, b in zip(value.shape, shape, strict=True))
+        fits = value.ndim == len(shape) and all(
+            b in (None, a) for a, b in zip(value.shape, shape, strict=True)
+        )
         if value.dtype != dtype or not fits:
             wanted = ", ".join("any" if s is None else str(s) for s in shape)
             raise ModelError(
-                f"{np.dtype(dtype).name}[{wanted}] as {self.name}.{name}", f"{value.dtype.name}{list(value.shape)}"
+                f"{np.dtype(dtype).name}[{wanted}] as {self.name}.{name}",
+                f"{value.dtype.name}{list(value.shape)}",
             )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ModelError(
@@ -154,12 +164,16 @@ class Conv2d(Layer):
         self._freeze("weight", np.float32, (None, *self.window.kernel, None))
         self._freeze("bias", np.float32, (self.weight.shape[0],))
         if self.groups < 1 or self.weight.shape[0] % self.groups:
-            raise ModelError(f"groups that divide {self.weight.shape[0]} outputs", f"{self.name}: {self.groups}")
+            raise ModelError(
+                f"groups that divide {self.weight.shape[0]} outputs", f"{self.name}: {self.groups}"
+            )
 
     def output_shape(self, *shapes: Shape) -> Shape:
         height, width, channels = shapes[0]
         if channels != self.weight.shape[3] * self.groups:
-            raise ModelError(f"{self.weight.shape[3] * self.groups} input channels", f"{self.name}: {channels}")
+            raise ModelError(
+                f"{self.weight.shape[3] * self.groups} input channels", f"{self.name}: {channels}"
+            )
         return (*self.window.output_size(height, width, self.name), self.weight.shape[0])
 
 
@@ -187,10 +201,14 @@ class BinaryConv2d(Layer):
         if self.pad_value not in (-1, 0, 1):
             raise ModelError("padding value -1, 0 or +1", f"{self.name}: {self.pad_value}")
         if self.window_bits > MAX_WINDOW_BITS:
-            raise ModelError(f"at most {MAX_WINDOW_BITS} bits under a window", f"{self.name}: {self.window_bits}")
+            raise ModelError(
+                f"at most {MAX_WINDOW_BITS} bits under a window", f"{self.name}: {self.window_bits}"
+            )
         spare = -self.channels % 64
         if spare and (self.weight[..., -1] >> np.uint64(64 - spare)).any():
-            raise ModelError(f"zero bits past channel {self.channels}", f"set bits there in {self.name}.weight")
+            raise ModelError(
+                f"zero bits past channel {self.channels}", f"set bits there in {self.name}.weight"
+            )
 
     @property
     def window_bits(self) -> int:
@@ -265,7 +283,9 @@ class MaxPool(Layer):
         height, width, channels = shapes[0]
         kernel, padding = self.window.kernel, self.window.padding
         if self.window.dilation != (1, 1) or max(padding[:2]) >= kernel[0] or max(padding[2:]) >= kernel[1]:
-            raise ModelError("a pool without dilation and with padding below its kernel", f"{self.name}: {self.window}")
+            raise ModelError(
+                "a pool without dilation and with padding below its kernel", f"{self.name}: {self.window}"
+            )
         return (*self.window.output_size(height, width, self.name), channels)
 
 
@@ -339,7 +359,9 @@ class Model:
         if not isinstance(layer, Conv2d | BinaryConv2d):
             return 0
         height, width, cout = self.shapes[layer.name]
-        per_output = layer.window_bits if isinstance(layer, BinaryConv2d) else int(np.prod(layer.weight.shape[1:]))
+        per_output = (
+            layer.window_bits if isinstance(layer, BinaryConv2d) else int(np.prod(layer.weight.shape[1:]))
+        )
         return height * width * cout * per_output
 
     @cached_property
@@ -356,7 +378,7 @@ class Model:
         return Stream(self, mode)
 
     def save(self, path: str | Path) -> None:
-        """Write the model file (docs/format.md). An existing file is replaced only once the new one is whole."""
+        """Write the model file (docs/format.md); one that exists is replaced once the new one is whole."""
         from .modelfile import save
 
         save(self, Path(path))

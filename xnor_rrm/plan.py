@@ -24,8 +24,8 @@ from .model import INPUT, Add, Affine, Array, AvgPool, BinaryConv2d, Conv2d, Lay
 
 ELEMENTWISE = (Affine, Relu, Sign, Add)
 
-#: Sums a convolution leaves before its fused program reads them: few enough to stay in the second-level cache,
-#: many enough that the calls do not count (16 KB bands took 5 % more of the frame).
+#: Bytes of sums a convolution leaves before its fused program reads them: few enough to stay in the
+#: second-level cache, many enough that the calls do not count (16 KB bands took 5 % more of the frame).
 BAND_BYTES = 1 << 17
 
 
@@ -110,9 +110,7 @@ class _Builder:
     counts: dict[str, _Tensor] = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
     initial_bits: list[tuple[int, Array]] = field(default_factory=list)
-    scratch: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(SCRATCH_SIZES, 64)
-    )
+    scratch: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SCRATCH_SIZES, 64))
 
     def __post_init__(self) -> None:
         self.layers = {layer.name: layer for layer in self.model.layers}
@@ -124,7 +122,9 @@ class _Builder:
         self.state = {name: Arena(name) for name in ("uint64", "float32", "uint16", "uint8")}
         shapes = self.model.shapes
         # The first bytes are scratch of `list_windows`.
-        self.state["uint8"].reserve(max((shapes[i][0] + 1) * shapes[n.name][1] for n in self.model.layers for i in n.inputs))
+        self.state["uint8"].reserve(
+            max((shapes[i][0] + 1) * shapes[n.name][1] for n in self.model.layers for i in n.inputs)
+        )
 
     def need(self, **sizes: int) -> None:
         for name, size in sizes.items():
@@ -140,14 +140,16 @@ class _Builder:
         """Reserve the float output of a layer, by default padded to whole register tiles."""
         h, w, c = self.model.shapes[name]
         stride = stride or -(-c // float_conv.BLOCK) * float_conv.BLOCK
-        tensor = _Tensor(self.state["float32"].reserve(h * w * stride), stride, self.state["uint8"].reserve(h * w))
+        tensor = _Tensor(
+            self.state["float32"].reserve(h * w * stride), stride, self.state["uint8"].reserve(h * w)
+        )
         self.floats[name] = tensor
         return tensor
 
     # --- steps ------------------------------------------------------------------------------------
 
     def input_step(self) -> set[str]:
-        """The step that makes the input values. Returns the layers its table of 256 values a channel has absorbed."""
+        """The step that makes the input values. Returns the layers that its table of values has absorbed."""
         h, w, c = self.model.input_shape
         step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
         table, name, absorbed = self.model.input_rule.table(), INPUT, []
@@ -166,7 +168,9 @@ class _Builder:
         binary = isinstance(layer, BinaryConv2d)
         shape, window = self.model.shapes[layer.inputs[0]], layer.window
         cout = self.model.shapes[layer.name][2]
-        step = geometry(shape, cout, window.kernel, window.stride, window.padding, window.dilation, binary=binary)
+        step = geometry(
+            shape, cout, window.kernel, window.stride, window.padding, window.dilation, binary=binary
+        )
         step["starts"] = self.const["int64"].add(window_starts(step))
         step["segment_at"] = self.const["int64"].add(segment_offsets(step))
         if binary:
@@ -218,7 +222,9 @@ class _Builder:
         step["diff"] = self.state["uint64"].reserve(padded)
         if layer.pad_value == 1:
             pixels = int(step["hp"] * step["wp"])
-            self.initial_bits.append((int(step["padded"]), np.tile(padding_word_mask(layer.channels), pixels)))
+            self.initial_bits.append(
+                (int(step["padded"]), np.tile(padding_word_mask(layer.channels), pixels))
+            )
         weights = xnor.pack_weights(layer.weight)
         step["weights"], step["weights_size"] = self.const["uint64"].add(weights), weights.size
         step["classes"] = -1
@@ -230,7 +236,9 @@ class _Builder:
         step["tile"] = rows.tile_pixels(int(step["out_words"]), touching)
         step["table"] = self.const["uint64"].add(rows.build_table(layer.weight, layer.channels, step))
         step["band"] = max(1, BAND_BYTES // int(2 * step["lanes"] * step["wo"]))
-        self.need(band_u16=int(step["band"] * step["wo"] * step["lanes"]), identity=int(step["band"] * step["wo"]))
+        self.need(
+            band_u16=int(step["band"] * step["wo"] * step["lanes"]), identity=int(step["band"] * step["wo"])
+        )
         bits = int(step["h"] * step["w"] * step["cin"])
         step["rows_limit"] = min(bits, policy.rows_limit(step))
         self.need(
@@ -266,7 +274,7 @@ class _Builder:
         self.finish(step, StepInfo(name if group else f"{name}.float", "elementwise", fused, h * w, 0, 0))
 
     def valid_bits(self, layer: BinaryConv2d) -> int:
-        """Offset of int32[P]: bits under each output pixel's window that lie inside the image (all, unless zero-padded)."""
+        """Offset of int32[P]: bits under each window that lie inside the image (all, unless zero-padded)."""
         h, w, _ = self.model.shapes[layer.name]
         valid = np.full(h * w, layer.window_bits, np.int32)
         if layer.pad_value == 0 and any(layer.window.padding):
@@ -366,7 +374,7 @@ def _padded(values: Array, width: int) -> Array:
 
 
 def _ungrouped(layer: Conv2d) -> Array:
-    """float32[Cout, kH, kW, Cin] with zeros outside the groups: same sums, groups are rare in binary networks."""
+    """float32[Cout, kH, kW, Cin] with zeros outside the groups: the same sums."""
     if layer.groups == 1:
         return layer.weight
     cout, kh, kw, per_group = layer.weight.shape
@@ -391,7 +399,7 @@ def _groups(layers: list[Layer], levels: dict[str, int]) -> list[list[Layer]]:
     for layer in layers:
         if not isinstance(layer, ELEMENTWISE):
             continue
-        group = [layer]
+        group: list[Layer] = [layer]
         for name in layer.inputs:
             other = group_of.get(name)
             if other is not None and levels[name] == levels[layer.name] and other is not group:
@@ -408,7 +416,7 @@ def _groups(layers: list[Layer], levels: dict[str, int]) -> list[list[Layer]]:
 def _fused_group(
     layer: Layer, here: list[Layer], groups: list[list[Layer]], readers: dict[str, list[Layer]]
 ) -> list[Layer] | None:
-    """The group that runs band by band with a convolution: the one group that reads it, once all else it reads is there.
+    """The group that runs band by band with a convolution: its only reader, with all else it reads at hand.
 
     here, groups : the layers and the elementwise groups of the convolution's level, in order of execution.
     A float convolution's values are not kept, so its group must read nothing else.
@@ -419,7 +427,9 @@ def _fused_group(
         names = {member.name for member in group}
         if all(reader.name in names for reader in readers[layer.name]):
             sources = {name for member in group for name in member.inputs} - names
-            later = [other.name for other in here[here.index(layer) + 1 :] if not isinstance(other, ELEMENTWISE)]
+            later = [
+                other.name for other in here[here.index(layer) + 1 :] if not isinstance(other, ELEMENTWISE)
+            ]
             ready = not sources.intersection(later)
             return group if ready and (isinstance(layer, BinaryConv2d) or sources == {layer.name}) else None
     return None

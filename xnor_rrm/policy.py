@@ -12,12 +12,12 @@ from typing import Any
 
 #: Dense: bit-MACs a nanosecond.
 DENSE_BIT_MACS = 1050.0
-#: Rows: a word of the padded input compared and listed; a vector of outputs updated; a byte of table; a row added.
+#: Rows: a word of padded input compared and listed; a vector of outputs updated; a byte of table; a row.
 WORD, VECTOR, TABLE_BYTE, ROW = 7.0, 200.0, 0.17, 0.85
 
 
 def rows_limit(step: Any) -> int:
-    """Most flips of a frame for which the rows kernel is expected to be faster; step as laid out by the plan."""
+    """Most flips of a frame for which the rows kernel should be the faster; step as the plan lays it out."""
     outputs = int(step["ho"] * step["wo"])
     vectors_a_tile = max(1, int(step["out_words"]) // 8)
     tiles = int(step["ho"]) * -(-int(step["wo"]) // int(step["tile"]))

@@ -143,7 +143,7 @@ def model_facts(model: Model) -> dict[str, Any]:
     size, full = sum(map(_bytes, model.layers)), 4 * sum(map(_parameters, model.layers))
     macs = {layer.name: model.macs(layer) for layer in model.layers}
     binary = sum(macs[layer.name] for layer in model.layers if isinstance(layer, BinaryConv2d))
-    return {
+    facts = {
         "model": model.name,
         "input": "x".join(map(str, model.input_shape)),
         "classes": len(model.labels) or None,
@@ -154,8 +154,8 @@ def model_facts(model: Model) -> dict[str, Any]:
         "bytes": size,
         "float32_bytes": full,
         "compression": round(full / size, 2) if size else None,
-        **model.info,
     }
+    return {**facts, **{name: text for name, text in model.info.items() if name not in facts}}
 
 
 def _weight_shape(layer: Layer) -> str | None:

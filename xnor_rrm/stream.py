@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,32 +17,31 @@ from .stats import LayerStats
 
 _PATHS = {Path.DENSE: "dense", Path.CHANGED: "cached", Path.ROWS: "cached", Path.CLEAN: "clean"}
 
+
 def _scratch(plan: Plan) -> Scratch:
     """The arrays the steps of one frame use in turn."""
     sizes = plan.scratch
 
-    def flips() -> Array:
-        return aligned(sizes["flips"], np.int32)
+    def new(name: str, dtype: Any) -> Array:
+        array: Array = aligned(sizes[name], dtype)
+        return array
 
-    def row_starts() -> Array:
-        return aligned(sizes["row_starts"], np.int64)
-
-    identity = aligned(sizes["identity"], np.int64)
+    identity = new("identity", np.int64)
     identity[:] = np.arange(len(identity))
     return Scratch(
-        risen=flips(),
-        risen_starts=row_starts(),
-        fallen=flips(),
-        fallen_starts=row_starts(),
-        risen_places=flips(),
-        fallen_places=flips(),
+        risen=new("flips", np.int32),
+        risen_starts=new("row_starts", np.int64),
+        fallen=new("flips", np.int32),
+        fallen_starts=new("row_starts", np.int64),
+        risen_places=new("flips", np.int32),
+        fallen_places=new("flips", np.int32),
         planes=aligned(80, np.uint64),
-        pixels=aligned(sizes["pixels"], np.int64),
-        more_pixels=aligned(sizes["pixels"], np.int64),
-        registers=aligned(sizes["registers"], np.float32),
+        pixels=new("pixels", np.int64),
+        more_pixels=new("pixels", np.int64),
+        registers=new("registers", np.float32),
         identity=identity,
-        band_f32=aligned(sizes["band_f32"], np.float32),
-        band_u16=aligned(sizes["band_u16"], np.uint16),
+        band_f32=new("band_f32", np.float32),
+        band_u16=new("band_u16", np.uint16),
         timespec=aligned(2, np.int64),
     )
 
@@ -86,12 +87,19 @@ class Stream:
         keep = self.mode == "cached"
         plan = self._plan
         run(
-            plan.steps, pixels.reshape(-1), all_pixels, keep, self._report, plan.constants, self._state, self._scratch
+            plan.steps,
+            pixels.reshape(-1),
+            all_pixels,
+            keep,
+            self._report,
+            plan.constants,
+            self._state,
+            self._scratch,
         )
         self._frame_size = frame.shape
         self._stats = None
         offset, count, stride, channels = plan.output
-        values = self._state.f32[offset : offset + count * stride]
+        values: npt.NDArray[np.float32] = self._state.f32[offset : offset + count * stride]
         return values.reshape(count, stride)[:, :channels].flatten()
 
     @property
@@ -110,7 +118,9 @@ class Stream:
                     macs=info.macs,
                     seconds=int(nanoseconds) * 1e-9,
                 )
-                for info, (path, flips, outputs, nanoseconds) in zip(self._plan.info, self._report, strict=True)
+                for info, (path, flips, outputs, nanoseconds) in zip(
+                    self._plan.info, self._report, strict=True
+                )
             )
         return self._stats
 
