@@ -230,8 +230,8 @@ def evict() -> None:
 class Rounds:
     """Samples by name, collected in rounds: in each, every entry is called once.
 
-    An entry warms up what it times, and returns (name, nanoseconds). All entries take turns in one process on one
-    thread, so that a ratio of two medians compares what ran side by side.
+    An entry warms up what it times, and returns (name, nanoseconds). All entries take turns in one process on
+    one thread, so that a ratio of two medians compares what ran side by side.
     """
 
     def __init__(self) -> None:

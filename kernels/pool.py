@@ -24,9 +24,10 @@ def pool(
 ) -> None:
     """Compute the listed output pixels and mark in `changed` (uint8[ho * wo]) those whose value differs.
 
-    x : float32[h * w * stride].  y : float32[ho * wo * stride].
+    x : float32[h * w * stride].  y : float32[ho * wo * lanes].
     Maximum over the window inside the image, or its sum in row-major order times float32(1 / count).
     """
+    zero = splat(np.float32(0))
     for i in range(count):
         p = pixels[i]
         oy, ox = divmod(p, s.wo)
@@ -36,14 +37,14 @@ def pool(
         size = s.kh * s.kw if count_padding else (y1 - y0) * (x1 - x0)
         factor = splat(np.float32(1.0 / size))
         new = False
-        for c in range(0, stride, 16):
+        for c in range(0, s.cin, 16):
             total = load(x, (y0 * s.w + x0) * stride + c)
             for row in range(y0, y1):
                 for column in range(x0 + (row == y0), x1):
                     value = load(x, (row * s.w + column) * stride + c)
                     total = total + value if average else larger(total, value)
-            if average:
-                total = total * factor
-            new |= differs(total, load(y, p * stride + c))
-            store(y, p * stride + c, total)
+            if average:  # a sum from 0 is never -0
+                total = (total + zero) * factor
+            new |= differs(total, load(y, p * s.lanes + c))
+            store(y, p * s.lanes + c, total)
         changed[p] = new

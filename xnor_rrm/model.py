@@ -94,9 +94,9 @@ class Window:
             (width, self.kernel[1], self.stride[1], self.dilation[1], left, right),
         ):
             reach = d * (k - 1) + 1
-            if min(k, s, d) < 1 or min(before, after) < 0:
+            if min(k, s, d) < 1 or min(before, after) < 0 or max(before, after) >= reach + s:
                 raise ModelError(
-                    "positive kernel, stride and dilation, padding of 0 or more", f"{where}: {self}"
+                    "positive kernel, stride and dilation, padding below the kernel", f"{where}: {self}"
                 )
             if size + before + after < reach:
                 raise ModelError(f"an input of at least {reach} with padding", f"{where}: {height}x{width}")
