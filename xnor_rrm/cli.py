@@ -190,7 +190,7 @@ def demo(
     console.print(
         Text(
             f"\nThe cached path gave the same bytes as the dense one on each of {result['frames']} frames, "
-            f"{result['speedup']:.1f} times as fast.\nNext: xnor-rrm bench default YOUR_VIDEO, or --help."
+            f"{result['speedup']:.2f} times as fast.\nNext: xnor-rrm bench default YOUR_VIDEO, or --help."
         ),
         soft_wrap=True,
     )
