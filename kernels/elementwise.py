@@ -129,28 +129,29 @@ def normalise(frame: Any, last: Any, table: Any, x: Any, changed: Any, all_pixel
     frame, last : uint8[P * 3]; last is replaced.  table : float32[256 * 3].  x : float32[P * 3].
     changed : uint8[P].  Blocks of 64 pixels that stayed the same cost three comparisons.
     """
-    count, pixels = 0, len(changed)
+    count: Any = 0
+    pixels = len(changed)
     for first in range(0, pixels, 64):
         size = min(64, pixels - first)
         same = not all_pixels and size == 64
         if same:
             for at in range(3 * first, 3 * first + 192, 64):
                 same = same and not differs(load(frame, at), load(last, at))
-        for p in range(first, first + size):
-            put(changed, p, np.uint8(0))
         if same:
+            for p in range(first, first + size):
+                put(changed, p, np.uint8(0))
             continue
-        for p in range(first, first + size):
+        for p in range(first, first + size):  # without branches: converting a value again changes nothing
             i = 3 * p
             red, green, blue = get(frame, i), get(frame, i + 1), get(frame, i + 2)
-            kept = red == get(last, i) and green == get(last, i + 1) and blue == get(last, i + 2)
-            if all_pixels or not kept:
-                count += 1
-                put(changed, p, np.uint8(1))
-                put(last, i, red)
-                put(last, i + 1, green)
-                put(last, i + 2, blue)
-                put(x, i, get(table, 3 * np.intp(red)))
-                put(x, i + 1, get(table, 3 * np.intp(green) + 1))
-                put(x, i + 2, get(table, 3 * np.intp(blue) + 2))
+            new = (red ^ get(last, i)) | (green ^ get(last, i + 1)) | (blue ^ get(last, i + 2))
+            mark = np.uint8(new != 0) | np.uint8(all_pixels)
+            count += mark
+            put(changed, p, mark)
+            put(last, i, red)
+            put(last, i + 1, green)
+            put(last, i + 2, blue)
+            put(x, i, get(table, 3 * np.intp(red)))
+            put(x, i + 1, get(table, 3 * np.intp(green) + 1))
+            put(x, i + 2, get(table, 3 * np.intp(blue) + 2))
     return count

@@ -265,7 +265,7 @@ def conv_rows(
     mismatches : uint16[ho * wo * lanes].  changed : uint8[ho * wo], set to 1 for the pixels updated, else 0.
     risen_places, fallen_places : int32 scratch for the flips under one tile.  scratch : uint64[80].
     """
-    updated = 0
+    updated: Any = 0
     flips = scratch[64:].view(np.int64)
     vectors, words = max(1, s.out_words // 8), min(8, s.out_words)
     zero = splat(np.uint64(0))
