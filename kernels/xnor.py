@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .jit import jit
+from .jit import inline, jit
 from .simd import (
     aligned,
     gather,
@@ -45,6 +45,20 @@ def pack_weights(weight: Any) -> Any:
     return packed
 
 
+@inline
+def _sum_tile(x: Any, weights: Any, s: Any, segment_at: Any, bases: Any, first: int) -> Any:
+    """Mismatches of the pixels with windows at `bases`, for the block of weights that begins at `first`."""
+    zero = splat(np.uint64(0))
+    total = tile_of((zero, zero), bases)
+    at = first
+    for k in range(s.segments):
+        offset = get(segment_at, k)
+        for i in range(s.run):
+            total = tile_xnor(total, x, bases, offset + i, weights, at)
+            at += 16
+    return total
+
+
 @jit
 def conv_xnor(
     x: Any,
@@ -67,21 +81,17 @@ def conv_xnor(
     Per 512 bit-MACs one xor, one popcount and one add: at two 512-bit operations a cycle at most
     341 bit-MAC a cycle. Blocks of channels are the outer loop, so that their weights (9 KB for
     512 -> 512, 3x3) stay in the first-level cache while the pixels pass.
-    The last tile repeats its last pixel.
+    Pixels that fill no tile are summed one by one.
     """
-    zero = splat(np.uint64(0))
+    whole = count - count % 8
     for block in range((s.cout + 15) // 16):
         first = block * s.segments * s.run * 16
-        for tile in range(0, count, 8):
-            bases = gather(starts, pixels, tile, count - 1, 8)
-            total = tile_of((zero, zero), bases)
-            at = first
-            for k in range(s.segments):
-                offset = get(segment_at, k)
-                for i in range(s.run):
-                    total = tile_xnor(total, x, bases, offset + i, weights, at)
-                    at += 16
+        for tile in range(0, whole, 8):
+            total = _sum_tile(x, weights, s, segment_at, gather(starts, pixels, tile, count - 1, 8), first)
             tile_store(mismatches, scaled(s.lanes, slots, tile, count - 1, 8), block * 16, total)
+        for p in range(whole, count):
+            single = _sum_tile(x, weights, s, segment_at, gather(starts, pixels, p, p, 1), first)
+            tile_store(mismatches, scaled(s.lanes, slots, p, p, 1), block * 16, single)
 
 
 @jit
