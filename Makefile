@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-avx2 lint bench clean
 
 demo: .venv/demo
 	$(BIN)/xnor-rrm demo
 
 test: .venv/test
 	$(BIN)/python -m pytest
+
+# The kernels again on a target without AVX-512: their plain forms, and vectors split in two.
+test-avx2: .venv/test
+	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma \
+		$(BIN)/python -m pytest tests/test_kernels.py tests/test_tiny.py
 
 lint: .venv/test
 	$(BIN)/ruff check .
