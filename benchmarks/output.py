@@ -25,7 +25,11 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def made_by(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """command, date, commit (with "+" if files differ from it), machine, versions."""
+    """command (less the folder it wrote to), date, commit ("+" if files differ), machine, versions."""
+    arguments = list(arguments)
+    if "--results" in arguments:
+        at = arguments.index("--results")
+        del arguments[at : at + 2]
     return {
         "command": shlex.join(["python", "-m", f"benchmarks.{module}", *arguments]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -124,7 +124,7 @@ def outside_tables(weight: Any, step: Any) -> tuple[Any, Any, Any]:
     masks, classes = np.unique(
         np.concatenate([np.ones((1, kh * kw), bool), inside]), axis=0, return_inverse=True
     )
-    order = np.argsort(masks.all(axis=1) == False, kind="stable")  # noqa: E712
+    order = np.argsort(~masks.all(axis=1), kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     per_tap = np.bitwise_count(weight).sum(axis=3, dtype=np.int64).reshape(cout, kh * kw)
