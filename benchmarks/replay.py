@@ -84,7 +84,7 @@ def replay_layer(layer: RecordedLayer, variants: Sequence[str], torch: bool) -> 
     cached = next((kernel for kernel in kernels.values() if kernel.cached), None)
     limit = rows_limit(cached) if cached else 0
     flips = layer.flips[1:]
-    return tuple(_sum_up(samples, flips, limit, floats) for samples in (warm, cold))  # type: ignore[return-value]  # two of two
+    return tuple(_sum_up(samples, flips, limit, floats) for samples in (warm, cold))  # type: ignore[return-value]  # a generator of two
 
 
 def _sum_up(samples: dict[str, list[tuple[int, int]]], flips: Any, limit: int, floats: list[int]) -> Times:

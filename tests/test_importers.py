@@ -66,7 +66,7 @@ def test_unpack_takes_words_of_any_width(dtype: type) -> None:
 
 def test_packing_refuses_what_are_no_signs() -> None:
     with pytest.raises(ShapeError, match=r"expected bool\[\.\.\., C\], got float64\[3\]"):
-        pack_signs(np.zeros(3))  # type: ignore[arg-type]  # on purpose
+        pack_signs(np.zeros(3))  # type: ignore[arg-type]  # the wrong type is the test
     with pytest.raises(ShapeError, match="65 bits a row"):
         unpack_signs(np.zeros((2, 1), np.uint64), 65)
 

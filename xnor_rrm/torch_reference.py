@@ -112,7 +112,7 @@ def _steps(model: Model) -> tuple[_Step, ...]:
 def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
     """What computes a layer, and the Affine and Relu folded into it, from inputs of `shape`."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # as everywhere
+    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
     match layer:
         case Conv2d(weight=weight, bias=bias):
@@ -143,7 +143,7 @@ def _convolution(
 ) -> Operation:
     """weight : float32[Cout, kH, kW, Cin / groups], before the tail is folded in."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # as everywhere
+    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
     for layer in tail:
         if isinstance(layer, Affine):
@@ -152,7 +152,7 @@ def _convolution(
     padding, pad = _padding(window, pad_value, native=pad_value == 0)
     kernel, shift = torch.tensor(weight).permute(0, 3, 1, 2), torch.tensor(bias)
 
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         geometry = (window.stride, padding, window.dilation, groups)
         activation: Operation = F.relu if relu else lambda x: x
         return lambda x: activation(F.conv2d(pad(x), kernel, shift, *geometry))
@@ -176,7 +176,7 @@ def _convolution(
 
 def _average_pool(layer: AvgPool, shape: Shape) -> Operation:
     import torch
-    import torch.nn.functional as F  # noqa: N812  # as everywhere
+    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
     window = layer.window
     padding, pad = _padding(window, 0.0, native=_pool_pads(window))
@@ -202,7 +202,7 @@ def _pool_pads(window: Window) -> bool:
 
 def _padding(window: Window, value: float, *, native: bool) -> tuple[tuple[int, int], Operation]:
     """Padding for the operation itself, where it is even and `native`; else what pads before it."""
-    import torch.nn.functional as F  # noqa: N812  # as everywhere
+    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
     top, bottom, left, right = window.padding
     if not any(window.padding) or (native and (top, left) == (bottom, right)):

@@ -26,10 +26,10 @@ class Importer(Protocol):
     """The shape of an importer module."""
 
     @property
-    def TITLE(self) -> str: ...  # noqa: N802  # a module's constant
+    def TITLE(self) -> str: ...  # noqa: N802  # stands for a module's constant
 
     @property
-    def OPTIONS(self) -> Mapping[str, str]: ...  # noqa: N802  # a module's constant
+    def OPTIONS(self) -> Mapping[str, str]: ...  # noqa: N802  # stands for a module's constant
 
     @property
     def recognise(self) -> Callable[[Checkpoint], bool]: ...
