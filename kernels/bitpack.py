@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .jit import jit
-from .simd import load, nonnegative_bits, popcount
+from .simd import get, last_lane, load, nonnegative_bits, popcount, prefix_sum, put, splat, store
 
 
 @jit
@@ -44,14 +44,23 @@ def diff_into_padded(x: Any, s: Any, last: Any, diff: Any) -> int:
     x : uint64[h * w * words].  last, diff : uint64[hp * wp * words], the padded last frame (replaced by x)
     and the flips d = x ^ last; the border of both is left alone (a padding value never flips).
     """
-    flips: Any = 0
+    flips = splat(np.uint64(0))
+    rest: Any = 0
+    row_words = s.w * s.words
     for y in range(s.h):
-        row = ((y + s.pt) * s.wp + s.pl) * s.words
-        source = y * s.w * s.words
-        for i in range(s.w * s.words):
-            word = x[source + i]
-            flip = word ^ last[row + i]
-            diff[row + i] = flip
-            last[row + i] = word
-            flips += np.int64(popcount(flip))
-    return flips
+        at = ((y + s.pt) * s.wp + s.pl) * s.words
+        source = y * row_words
+        whole = row_words - row_words % 8
+        for i in range(0, whole, 8):
+            new = load(x, source + i)
+            flip = new ^ load(last, at + i)
+            store(diff, at + i, flip)
+            store(last, at + i, new)
+            flips = flips + popcount(flip)
+        for i in range(whole, row_words):
+            word = get(x, source + i)
+            bits = word ^ get(last, at + i)
+            put(diff, at + i, bits)
+            put(last, at + i, word)
+            rest += np.int64(popcount(bits))
+    return rest + np.int64(last_lane(prefix_sum(flips)))

@@ -73,12 +73,12 @@ class Scratch(NamedTuple):
     """Arrays that the steps of a frame use in turn."""
 
     risen: Any
-    risen_starts: Any
     fallen: Any
-    fallen_starts: Any
+    starts: Any
+    list_words: Any
     risen_places: Any
     fallen_places: Any
-    planes: Any
+    counts: Any
     pixels: Any
     more_pixels: Any
     registers: Any
@@ -269,9 +269,7 @@ def _binary_conv(
         path = CLEAN
     elif flips <= s.rows_limit:
         path = ROWS
-        list_flips(
-            diff, padded, s, scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts
-        )
+        list_flips(diff, padded, s, scratch.risen, scratch.fallen, scratch.starts, scratch.list_words)
     elif flips >= 2 * s.h * s.w:  # hardly a window without a flip: looking for one costs more than it saves
         path, count = CHANGED, list_all(s.ho * s.wo, pixels)
     else:
@@ -297,9 +295,8 @@ def _binary_conv(
         first, last = row * s.wo, end_row * s.wo
         if path == ROWS:
             computed += conv_rows(
-                scratch.risen, scratch.risen_starts, scratch.fallen, scratch.fallen_starts,
-                table, s, row, end_row,
-                scratch.risen_places, scratch.fallen_places, scratch.planes, state.u16[s.y :], changed,
+                scratch.risen, scratch.fallen, scratch.starts, table, s, row, end_row,
+                scratch.risen_places, scratch.fallen_places, scratch.counts, state.u16[s.y :], changed,
             )  # fmt: skip
         else:
             n = 0

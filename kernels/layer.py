@@ -50,12 +50,12 @@ class BinaryLayer:
         if pad_value == 1:
             self.last[:padded].reshape(-1, int(step["words"]))[:] = padding_word_mask(channels)
         self.mismatches = aligned(self.outputs * int(step["lanes"]) + 64, np.uint16)
-        self.changed = np.zeros(self.outputs, np.uint8)
+        self.changed = aligned(self.outputs + 8, np.uint8)[: self.outputs]  # marks are stored by eights
         self.starts, self.segment_at = window_starts(step), segment_offsets(step)
         self.pixels = np.arange(self.outputs)
         bits = shape[0] * shape[1] * channels
         self.lists = rows.flip_lists(bits, step)
-        self.scratch = aligned(80, np.uint64)
+        self.counts = aligned(int(step["wo"]) + 16, np.int64)
         self.flips = 0
         self.step = np.array([step], STEP)[0]
 
@@ -96,11 +96,11 @@ def _xnor_update(layer: BinaryLayer) -> None:
 
 def _rows(layer: BinaryLayer) -> None:
     x = layer
-    risen, risen_starts, fallen, fallen_starts, *places = x.lists
-    rows.list_flips(x.diff, x.last, x.step, risen, risen_starts, fallen, fallen_starts)
+    risen, fallen, starts, scratch, *places = x.lists
+    rows.list_flips(x.diff, x.last, x.step, risen, fallen, starts, scratch)
     rows.conv_rows(
-        risen, risen_starts, fallen, fallen_starts, x.table, x.step, 0, int(x.step["ho"]),
-        *places, x.scratch, x.mismatches, x.changed,
+        risen, fallen, starts, x.table, x.step, 0, int(x.step["ho"]),
+        *places, x.counts, x.mismatches, x.changed,
     )  # fmt: skip
 
 

@@ -34,20 +34,27 @@ from .jit import inline, jit
 from .simd import (
     aligned,
     complement,
+    compress,
     get,
     has_byte_compress,
+    last_lane,
     list_bits,
     load,
+    load_some,
     majority,
     nonzero_lanes,
-    plane_counts,
+    permute,
     popcount,
+    prefix_sum,
     put,
+    ripple,
+    shift_left,
+    shift_right,
     splat,
     store,
-    tile_store,
+    store_flags,
+    subtract_twice,
     trailing_zeros,
-    transpose8,
     xor3,
 )
 
@@ -55,7 +62,6 @@ from .simd import (
 MAX_ROWS = 120
 #: Whether flips are listed a word at a time, decided for the machine the kernels are compiled on.
 BYTE_COMPRESS = has_byte_compress()
-EIGHT_ROWS = tuple(range(0, 64, 8))
 
 
 def tile_pixels(out_words: int, touching: bool) -> int:
@@ -64,10 +70,11 @@ def tile_pixels(out_words: int, touching: bool) -> int:
 
 
 def flip_lists(flips: int, step: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """Scratch for `flips` flips: risen, risen_starts, fallen, fallen_starts, risen_places, fallen_places."""
-    entries = [aligned(flips + 32, np.int32) for _ in range(4)]
-    starts = [aligned(int(step["hp"] * (step["wp"] + 1)) + 8, np.int64) for _ in range(2)]
-    return entries[0], starts[0], entries[1], starts[1], entries[2], entries[3]
+    """Scratch for `flips` flips: risen, fallen, starts, scratch, risen_places, fallen_places."""
+    risen, fallen, risen_places, fallen_places = (aligned(flips + 96, np.int32) for _ in range(4))
+    starts = aligned(int(step["hp"] * (step["wp"] + 1)) + 16, np.int64)
+    scratch = aligned(5 * int(step["wp"] * step["words"] + 8), np.uint64)
+    return risen, fallen, starts, scratch, risen_places, fallen_places
 
 
 def build_table(weight: Any, channels: int, step: Any) -> Any:
@@ -110,91 +117,92 @@ def _list_word(bits: Any, start: Any, step: Any, entries: Any, count: int) -> in
 
 
 @jit
-def list_flips(
-    diff: Any, last: Any, s: Any, risen: Any, risen_starts: Any, fallen: Any, fallen_starts: Any
-) -> None:
+def list_flips(diff: Any, last: Any, s: Any, risen: Any, fallen: Any, starts: Any, scratch: Any) -> None:
     """List a frame's risen and fallen bits in row-major order.
 
     diff, last : uint64[hp * wp * words], flips and new bits, padded.
     risen, fallen : int32; entry = the flip's own offset in the table, less one pixel's words for each
-        column. Vectors of 16 are written, so 16 more may be written behind the last.
-    risen_starts, fallen_starts : int64[hp * (wp + 1)]; those of padded row y left of column x begin at
-        starts[y * (wp + 1) + x].
+        column. Whole vectors are written: 64 entries more than there are flips.
+    starts : int64[hp * (wp + 1) + 8]; of padded row y left of column x, `risen + (fallen << 32)` are listed.
+    scratch : uint64[5 * (wp * words + 8)].
+
+    A row's words are compared eight at a time, and those with a flip brought together: words without one
+    are not looked at again, and no branch asks for them.
     """
-    up, down = 0, 0
     step = np.int32(s.sw * s.row)
-    words, width, stride, row, out_words = s.words, s.wp, s.sw, s.row, s.out_words
+    words, width = s.words, s.wp
+    row_words = width * words
+    size = row_words + 8
+    up_at, down_at, before_at, entry_at, number_at = 0, size, 2 * size, 3 * size, 4 * size
+    i = 0
+    for x in range(width):
+        for word in range(words):
+            entry = (x % s.sw) * s.row - x // s.sw * s.out_words + word * 64 * step
+            put(scratch, entry_at + i, np.uint64(entry))
+            put(scratch, number_at + i, np.uint64(i))
+            i += 1
+    up, down = 0, 0
     for y in range(s.hp):
-        line = y * (width + 1)
-        at = y * width * words
-        seen = np.uint64(0)
-        for i in range(width * words):
-            seen |= get(diff, at + i)
-        if seen == 0:
-            risen_starts[line : line + width + 1] = up
-            fallen_starts[line : line + width + 1] = down
-            continue
-        column, phase = 0, 0
+        line, at = y * (width + 1), y * row_words
+        before = splat(np.uint64(up) | (np.uint64(down) << np.uint64(32)))
+        ups, downs = 0, 0
+        for i in range(0, row_words, 8):
+            d = load_some(diff, at + i, row_words - i)
+            new = load(last, at + i)
+            rise = d & new
+            fall = d ^ rise
+            number = load(scratch, number_at + i)
+            ups += compress(nonzero_lanes(rise), number, scratch, up_at + ups)
+            downs += compress(nonzero_lanes(fall), number, scratch, down_at + downs)
+            counts = popcount(rise) | shift_left(popcount(fall), 32)
+            after = before + prefix_sum(counts)
+            store(scratch, before_at + i, after - counts)
+            before = splat(last_lane(after))
         for x in range(width):
-            put(risen_starts, line + x, up)
-            put(fallen_starts, line + x, down)
-            start = np.int32(phase * row - column * out_words)
-            for _ in range(words):
-                d = get(diff, at)
-                if d:
-                    new = get(last, at)
-                    up = _list_word(d & new, start, step, risen, up)
-                    down = _list_word(d & ~new, start, step, fallen, down)
-                start += np.int32(64) * step
-                at += 1
-            phase += 1
-            if phase == stride:
-                phase, column = 0, column + 1
-        put(risen_starts, line + width, up)
-        put(fallen_starts, line + width, down)
+            put(starts, line + x, np.int64(get(scratch, before_at + x * words)))
+        for k in range(ups):
+            i = np.int64(get(scratch, up_at + k))
+            bits = get(diff, at + i) & get(last, at + i)
+            up = _list_word(bits, np.int32(get(scratch, entry_at + i)), step, risen, up)
+        for k in range(downs):
+            i = np.int64(get(scratch, down_at + k))
+            bits = get(diff, at + i) & ~get(last, at + i)
+            down = _list_word(bits, np.int32(get(scratch, entry_at + i)), step, fallen, down)
+        put(starts, line + width, np.int64(up) | (np.int64(down) << np.int64(32)))
 
 
 @inline
-def _collect_places(entries: Any, row_starts: Any, s: Any, oy: int, x0: int, pixels: int, places: Any) -> int:
-    """Table places of the listed flips under the tile of `pixels` output pixels from (oy, x0) on.
-
-    Returns their number; behind them stand places of zeros, up to a multiple of 8.
-    """
-    count = 0
-    runs = s.segments // s.kh
-    width = (pixels - 1) * s.sw + (s.kw if runs == 1 else 1)
-    tap_0 = s.row // s.out_words - s.tile
-    for ky in range(s.kh):
-        line = (oy * s.sh + ky * s.dh) * (s.wp + 1) + x0 * s.sw
-        shift = splat(np.int32((ky * s.cin * s.sw) * s.row + (tap_0 + x0) * s.out_words))
-        for k in range(runs):
-            start = get(row_starts, line + k * s.dw)
-            flips = get(row_starts, line + k * s.dw + width) - start
-            for i in range(0, flips, 16):
-                store(places, count + i, load(entries, start + i) + shift)
-            count += flips
-    store(places, count, splat(np.int32(s.table_size - s.out_words - 8)))  # zeros close the table
-    return count
+def _copy_run(entries: Any, start: int, count: int, shift: Any, places: Any, at: int) -> None:
+    """places[at ...] = entries[start : start + count] + shift, and up to 15 more."""
+    store(places, at, load(entries, start) + shift)
+    for i in range(16, count, 16):
+        store(places, at + i, load(entries, start + i) + shift)
 
 
 @inline
-def _count_flips(row_starts: Any, s: Any, oy: int, x0: int, pixels: int, flips: Any, at: int) -> None:
-    """flips[at + p], int64 = number of listed flips under the window of output pixel (oy, x0 + p)."""
-    runs = s.segments // s.kh
-    if runs == 1 and s.sw == 1:  # neighbouring windows begin at neighbouring columns
-        total = splat(np.int64(0))
-        for ky in range(s.kh):
-            line = (oy * s.sh + ky * s.dh) * (s.wp + 1) + x0
-            total = total + load(row_starts, line + s.kw) - load(row_starts, line)
-        store(flips, at, total)
-        return
-    width = s.kw if runs == 1 else 1
-    for p in range(pixels):
-        flips[at + p] = 0
-        for ky in range(s.kh):
-            line = (oy * s.sh + ky * s.dh) * (s.wp + 1) + (x0 + p) * s.sw
-            for k in range(runs):
-                flips[at + p] += get(row_starts, line + k * s.dw + width) - get(row_starts, line + k * s.dw)
+def _sum_8(table: Any, places: Any, i: int, shift: int, ones: Any, twos: Any, fours: Any) -> Any:
+    """Add eight rows into three planes by seven full adders; the fourth vector returned carries eights."""
+    a = load(table, get(places, i) + shift)
+    b = load(table, get(places, i + 1) + shift)
+    two_a = majority(ones, a, b)
+    ones = xor3(ones, a, b)
+    a = load(table, get(places, i + 2) + shift)
+    b = load(table, get(places, i + 3) + shift)
+    two_b = majority(ones, a, b)
+    ones = xor3(ones, a, b)
+    four_a = majority(twos, two_a, two_b)
+    twos = xor3(twos, two_a, two_b)
+    a = load(table, get(places, i + 4) + shift)
+    b = load(table, get(places, i + 5) + shift)
+    two_a = majority(ones, a, b)
+    ones = xor3(ones, a, b)
+    a = load(table, get(places, i + 6) + shift)
+    b = load(table, get(places, i + 7) + shift)
+    two_b = majority(ones, a, b)
+    ones = xor3(ones, a, b)
+    four_b = majority(twos, two_a, two_b)
+    twos = xor3(twos, two_a, two_b)
+    return ones, twos, xor3(fours, four_a, four_b), majority(fours, four_a, four_b)
 
 
 @inline
@@ -203,107 +211,114 @@ def _sum_rows(table: Any, places: Any, first: int, last: int, shift: int, planes
 
     places : int32, filled behind its end with places of zeros up to a multiple of 8.
 
-    Seven full adders sum eight rows into ones, twos, fours and one carry of eights; the carry ripples
-    through half adders: 14 + 9 operations and 8 loads for 8 * 512 bits.
+    Seven full adders sum eight rows into ones, twos, fours and one carry of eights, which ripples through
+    half adders: 8 loads and 23 operations for 8 * 512 bits, 15 cycles on Zen 4 (the loads
+    alone take 8 to 10). Rippling every sixteen rows saves two of them in a loop by itself, and loses more here,
+    where most tiles have few rows.
     """
-    p0, p1, p2, p3, p4, p5, p6, p7 = planes
     for i in range(first, last, 8):
-        a = load(table, get(places, i) + shift)
-        b = load(table, get(places, i + 1) + shift)
-        two_a = majority(p0, a, b)
-        p0 = xor3(p0, a, b)
-        a = load(table, get(places, i + 2) + shift)
-        b = load(table, get(places, i + 3) + shift)
-        two_b = majority(p0, a, b)
-        p0 = xor3(p0, a, b)
-        four_a = majority(p1, two_a, two_b)
-        p1 = xor3(p1, two_a, two_b)
-        a = load(table, get(places, i + 4) + shift)
-        b = load(table, get(places, i + 5) + shift)
-        two_a = majority(p0, a, b)
-        p0 = xor3(p0, a, b)
-        a = load(table, get(places, i + 6) + shift)
-        b = load(table, get(places, i + 7) + shift)
-        two_b = majority(p0, a, b)
-        p0 = xor3(p0, a, b)
-        four_b = majority(p1, two_a, two_b)
-        p1 = xor3(p1, two_a, two_b)
-        carry = majority(p2, four_a, four_b)
-        p2 = xor3(p2, four_a, four_b)
-        ripple = p3 & carry
-        p3 ^= carry
-        carry = p4 & ripple
-        p4 ^= ripple
-        ripple = p5 & carry
-        p5 ^= carry
-        carry = p6 & ripple
-        p6 ^= ripple
-        p7 ^= carry
-    return p0, p1, p2, p3, p4, p5, p6, p7
+        p0, p1, p2, p3, p4, p5, p6, p7 = planes
+        p0, p1, p2, eight = _sum_8(table, places, i, shift, p0, p1, p2)
+        planes = ripple((p0, p1, p2, p3, p4, p5, p6, p7), eight, 3)
+    return planes
+
+
+@inline
+def _count_flips(starts: Any, s: Any, oy: int, counts: Any) -> None:
+    """counts[ox], int64 = risen + (fallen << 32), the listed flips under the window of output (oy, ox)."""
+    columns = s.kw if s.segments == s.kh else 1
+    for x in range(0, s.wo, 8):
+        store(counts, x, splat(np.int64(0)))
+    for ky in range(s.kh):
+        line = (oy * s.sh + ky * s.dh) * (s.wp + 1)
+        for k in range(s.segments // s.kh):
+            if s.sw == 1:  # neighbouring windows begin at neighbouring columns
+                for x in range(0, s.wo, 8):
+                    at = line + k * s.dw + x
+                    store(counts, x, load(counts, x) + (load(starts, at + columns) - load(starts, at)))
+            else:
+                for x in range(s.wo):
+                    at = line + k * s.dw + x * s.sw
+                    put(counts, x, get(counts, x) + (get(starts, at + columns) - get(starts, at)))
 
 
 @jit
 def conv_rows(
     risen: Any,
-    risen_starts: Any,
     fallen: Any,
-    fallen_starts: Any,
+    starts: Any,
     table: Any,
     s: Any,
     first_row: int,
     last_row: int,
     risen_places: Any,
     fallen_places: Any,
-    scratch: Any,
+    counts: Any,
     mismatches: Any,
     changed: Any,
 ) -> int:
     """Update the mismatches of the pixels with a flip under their window. Returns their number.
 
     first_row, last_row : the band of output rows to update, last_row excluded.
-    risen, fallen, with their starts : `list_flips`.  table : `build_table`.
-    mismatches : uint16[ho * wo * lanes].  changed : uint8[ho * wo], set to 1 for the pixels updated, else 0.
-    risen_places, fallen_places : int32 scratch for the flips under one tile.  scratch : uint64[80].
+    risen, fallen, starts : `list_flips`.  table : `build_table`.
+    mismatches : uint16[ho * wo * lanes].  changed : uint8[ho * wo], set to 1 for the pixels updated, else 0;
+        7 more may be written.
+    risen_places, fallen_places : int32 scratch for the flips under one tile.
+    counts : int64[wo + 16] scratch.
     """
     updated: Any = 0
-    flips = scratch[64:].view(np.int64)
-    vectors, words = max(1, s.out_words // 8), min(8, s.out_words)
+    out_words, tile, lanes, wo, kh, sw = s.out_words, s.tile, s.lanes, s.wo, s.kh, s.sw
+    step_y, step_k, pitch = s.dh * (s.wp + 1), s.dw, s.wp + 1
+    row_words, origin = s.cin * sw * s.row, s.row - tile * out_words
+    runs = s.segments // kh
+    columns = s.kw if runs == 1 else 1
+    vectors, words = max(1, out_words // 8), min(8, out_words)
+    nowhere = splat(np.int32(s.table_size - out_words - 8))  # zeros close the table
     zero = splat(np.uint64(0))
     none = (zero, zero, zero, zero, zero, zero, zero, zero)
+    low = np.int64(0xFFFFFFFF)
+    mask, two = splat(low), splat(np.int64(2))
+    for w in range(8):
+        put(counts, w, np.int64(w // words))
+    order = load(counts, 0)
     for oy in range(first_row, last_row):
-        for x0 in range(0, s.wo, s.tile):
-            pixels = min(s.tile, s.wo - x0)
-            pixel = oy * s.wo + x0
-            up = _collect_places(risen, risen_starts, s, oy, x0, pixels, risen_places)
-            down = _collect_places(fallen, fallen_starts, s, oy, x0, pixels, fallen_places)
-            dirty = np.uint64(0)
-            if up + down:
-                _count_flips(risen_starts, s, oy, x0, pixels, flips, 0)
-                _count_flips(fallen_starts, s, oy, x0, pixels, flips, 8)
-                dirty = nonzero_lanes(load(flips, 0) + load(flips, 8)) & (
-                    (np.uint64(1) << np.uint64(pixels)) - np.uint64(1)
-                )
-                updated += np.int64(popcount(dirty))
-            for p in range(pixels):
-                put(changed, pixel + p, np.uint8(dirty >> np.uint64(p) & np.uint64(1)))
+        _count_flips(starts, s, oy, counts)
+        for x0 in range(0, wo, tile):
+            pixels = min(tile, wo - x0)
+            pixel = oy * wo + x0
+            under = load(counts, x0)
+            dirty = nonzero_lanes(under) & ((np.uint64(1) << np.uint64(pixels)) - np.uint64(1))
+            store_flags(changed, pixel, under)
             if dirty == 0:
                 continue
+            updated += np.int64(popcount(dirty))
+            up, down = 0, 0
+            line = oy * s.sh * pitch + x0 * sw
+            reach = (pixels - 1) * sw + columns
+            place = origin + x0 * out_words
+            for _ in range(kh):
+                at, shift = line, splat(np.int32(place))
+                for _ in range(runs):
+                    start = get(starts, at)
+                    n = get(starts, at + reach) - start
+                    _copy_run(risen, start & low, n & low, shift, risen_places, up)
+                    _copy_run(fallen, start >> np.int64(32), n >> np.int64(32), shift, fallen_places, down)
+                    up += n & low
+                    down += n >> np.int64(32)
+                    at += step_k
+                line += step_y
+                place += row_words
+            store(risen_places, up, nowhere)
+            store(fallen_places, down, nowhere)
+            more = permute((under & mask) - shift_right(under, 32), order)
             for vector in range(vectors):
+                at = pixel * lanes + vector * 512
+                net = more
                 for first in range(0, max(up, down), 120):
                     planes = _sum_rows(table, fallen_places, first, min(first + 120, down), vector * 8, none)
                     planes = complement(planes)
                     planes = _sum_rows(table, risen_places, first, min(first + 120, up), vector * 8, planes)
-                    tile_store(scratch, EIGHT_ROWS, 0, transpose8(planes))
-                    left = dirty
-                    while left:
-                        p = trailing_zeros(left)
-                        left &= left - np.uint64(1)
-                        net = get(flips, p) - get(flips, 8 + p) if first == 0 else 0
-                        more = splat(np.uint16(net - 2))  # the counts are P_r - P_f - 1
-                        at = (pixel + p) * s.lanes + vector * 512
-                        for word in range(p * words, (p + 1) * words):
-                            low, high = plane_counts(load(scratch, word * 8))
-                            store(mismatches, at, load(mismatches, at) + (more - low - low))
-                            store(mismatches, at + 32, load(mismatches, at + 32) + (more - high - high))
-                            at += 64
+                    # the counts are P_r - P_f - 1
+                    subtract_twice(mismatches, at, net - two, pixels * words, planes)
+                    net = splat(np.int64(0))
     return updated

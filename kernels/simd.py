@@ -118,6 +118,23 @@ def load(_typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def load_some(_typing: Any, array: Any, index: Any, count: Any) -> Any:
+    """`load` of the first `count` of eight 64-bit lanes, 0 in the others; nothing behind them is read."""
+    vector = Vector(array.dtype)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(vector)
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        lanes = ir.Constant(kind, list(range(8)))
+        mask = builder.icmp_signed("<", lanes, _splat(builder, args[2], 8))
+        signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.masked.load.v8i64.p0")
+        return builder.call(function, [pointer, I32(8), mask, ir.Constant(kind, None)])
+
+    return vector(array, types.intp, types.intp), emit
+
+
+@intrinsic
 def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Write the vector's lanes to elements index, index + 1, ... of the array."""
 
@@ -314,69 +331,214 @@ def differs(_typing: Any, a: Any, b: Any) -> Any:
     return types.boolean(a, b), emit
 
 
-@intrinsic
-def transpose8(_typing: Any, rows: Any) -> Any:
+def _transpose8(builder: Any, values: list[Any]) -> list[Any]:
     """Eight vectors of eight uint64 lanes, rows of a matrix -> its columns. 24 shuffles."""
+    for span in (1, 2, 4):  # exchange blocks of `span` lanes between rows `span` apart
+        lanes = range(8)
+        low = [i if not i & span else i - span + 8 for i in lanes]
+        high = [i + span if not i & span else i + 8 for i in lanes]
+        new = list(values)
+        for i in lanes:
+            if not i & span:
+                a, b = values[i], values[i + span]
+                for at, order in ((i, low), (i + span, high)):
+                    new[at] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 8), order))
+        values = new
+    return values
+
+
+@intrinsic
+def ripple(_typing: Any, planes: Any, carry: Any, first: Any) -> Any:
+    """Add a carry into plane `first` (a literal) of numbers whose bits stand in planes, lowest first."""
+    if not isinstance(first, types.IntegerLiteral):
+        return None
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values = [builder.extract_value(args[0], i) for i in range(8)]
-        for span in (1, 2, 4):  # exchange blocks of `span` lanes between rows `span` apart
-            lanes = range(8)
-            low = [i if not i & span else i - span + 8 for i in lanes]
-            high = [i + span if not i & span else i + 8 for i in lanes]
-            new = list(values)
-            for i in lanes:
-                if not i & span:
-                    a, b = values[i], values[i + span]
-                    for at, order in ((i, low), (i + span, high)):
-                        new[at] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 8), order))
-            values = new
+        values = [builder.extract_value(args[0], i) for i in range(len(planes))]
+        carry_value = args[1]
+        for i in range(first.literal_value, len(planes)):
+            values[i], carry_value = (
+                builder.xor(values[i], carry_value),
+                builder.and_(values[i], carry_value),
+            )
         return context.make_tuple(builder, sig.return_type, values)
 
-    return rows(rows), emit
+    return planes(planes, carry, first), emit
 
 
 @intrinsic
-def plane_counts(_typing: Any, planes: Any) -> Any:
-    """Counts of 64 channels from one word of eight bit planes: lane j of `planes` holds bit j of each count.
+def shift_right(_typing: Any, vector: Any, bits: Any) -> Any:
+    """Each lane shifted right by a literal number of bits, zeros coming in."""
+    if not isinstance(bits, types.IntegerLiteral):
+        return None
 
-    A count is an eight-bit integer with a sign. Returns two uint16 vectors, channels 0..31 and 32..63.
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        return builder.lshr(args[0], ir.Constant(kind, [bits.literal_value] * kind.count))
+
+    return vector(vector, bits), emit
+
+
+@intrinsic
+def store_flags(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """uint8 array[index + i] = 1 where lane i of an eight-lane vector is not 0, else 0."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        flags = builder.icmp_unsigned("!=", args[2], ir.Constant(args[2].type, None))
+        marks = builder.zext(flags, ir.VectorType(I8, 8))
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], marks.type)
+        builder.store(marks, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), emit
+
+
+def _sixteen_bit_halves(builder: Any, values: Any, signed: bool) -> list[Any]:
+    """<64 x i8> -> two <32 x i16>."""
+    halves = []
+    for first in (0, 32):
+        order = ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32)))
+        half = builder.shuffle_vector(values, values, order)
+        wide = ir.VectorType(I16, 32)
+        halves.append(builder.sext(half, wide) if signed else builder.zext(half, wide))
+    return halves
+
+
+def _plane_counts(context: Any, builder: Any, planes: Any) -> Any:
+    """<64 x i8> counts of 64 channels from <8 x i64>, one word of eight bit planes, lowest first.
+
     A byte shuffle puts the planes of eight channels into one 8x8 bit matrix; one affine transform over GF(2)
     (GFNI) of the identity transposes all eight.
     """
-    result = types.UniTuple(U16, 2)
+    wide = ir.VectorType(I8, 64)
+    if _has(context, "gfni") and _has(context, "avx512bw"):
+        data = builder.bitcast(planes, wide)
+        # The instruction's matrix row k is byte 7 - k.
+        order = [(7 - i % 8) * 8 + i // 8 for i in range(64)]
+        data = builder.shuffle_vector(data, data, ir.Constant(ir.VectorType(I32, 64), order))
+        identity = ir.Constant(wide, [1 << i % 8 for i in range(64)])
+        return _call(builder, "llvm.x86.vgf2p8affineqb.512", identity, data, I8(0))
+    counts = ir.Constant(wide, None)
+    for j in range(8):
+        word = builder.extract_element(planes, I32(j))
+        flags = builder.bitcast(word, ir.VectorType(I1, 64))
+        weight = ir.Constant(wide, [1 << j] * 64)
+        counts = builder.or_(counts, builder.select(flags, weight, ir.Constant(wide, None)))
+    return counts
+
+
+@intrinsic
+def subtract_twice(_typing: Any, counts: Any, at: Any, more: Any, words: Any, planes: Any) -> Any:
+    """uint16 counts[at + 64 * w + c] += more[w] - 2 * (channel c of word w), for w below `words`.
+
+    planes : eight vectors, the bits of an eight-bit integer with a sign for each of 8 words of 64 channels.
+    more : a vector of eight 64-bit lanes, of which the low 16 bits count.
+    """
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        wide = ir.VectorType(I8, 64)
-        if _has(context, "gfni") and _has(context, "avx512bw"):
-            data = builder.bitcast(args[0], wide)
-            # The instruction's matrix row k is byte 7 - k.
-            order = [(7 - i % 8) * 8 + i // 8 for i in range(64)]
-            data = builder.shuffle_vector(data, data, ir.Constant(ir.VectorType(I32, 64), order))
-            identity = ir.Constant(wide, [1 << i % 8 for i in range(64)])
-            counts = _call(builder, "llvm.x86.vgf2p8affineqb.512", identity, data, I8(0))
-        else:
-            counts = ir.Constant(wide, None)
-            for j in range(8):
-                word = builder.extract_element(args[0], I32(j))
-                flags = builder.bitcast(word, ir.VectorType(I1, 64))
-                weight = ir.Constant(wide, [1 << j] * 64)
-                counts = builder.or_(counts, builder.select(flags, weight, ir.Constant(wide, None)))
-        halves = []
-        for first in (0, 32):
-            order = ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32)))
-            half = builder.shuffle_vector(counts, counts, order)
-            halves.append(builder.sext(half, ir.VectorType(I16, 32)))
-        return context.make_tuple(builder, result, halves)
+        array_value, at_value, more_value, words_value, planes_value = args
+        columns = _transpose8(builder, [builder.extract_value(planes_value, i) for i in range(8)])
+        short = ir.VectorType(I16, 32)
+        mores = builder.bitcast(more_value, short)
+        for w, column in enumerate(columns):
+            with builder.if_then(builder.icmp_signed(">", words_value, words_value.type(w)), likely=True):
+                spread = ir.Constant(ir.VectorType(I32, 32), [4 * w] * 32)
+                add = builder.shuffle_vector(mores, mores, spread)
+                values = _plane_counts(context, builder, column)
+                for i, half in enumerate(_sixteen_bit_halves(builder, values, signed=True)):
+                    index = builder.add(at_value, at_value.type(64 * w + 32 * i))
+                    pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, short)
+                    total = builder.add(builder.load(pointer, align=2), add)
+                    builder.store(builder.sub(total, builder.add(half, half)), pointer, align=2)
+        return context.get_dummy_value()
 
-    return result(U64), emit
+    return types.void(counts, types.intp, more, types.intp, planes), emit
+
+
+@intrinsic
+def compress(_typing: Any, mask: Any, vector: Any, array: Any, index: Any) -> Any:
+    """array[index ...] = the lanes of an eight-lane vector whose bit of mask is 1. Returns their number.
+
+    Eight elements may be written whatever their number.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[1].type
+        mask = builder.bitcast(builder.trunc(args[0], I8), ir.VectorType(I1, 8))
+        pointer = _vector_pointer(context, builder, sig.args[2], args[2], args[3], kind)
+        if _has(context, "avx512f"):  # not straight to memory: Zen 4 takes 100 cycles for that
+            name = "llvm.x86.avx512.mask.compress.v8i64"
+            builder.store(_call(builder, name, args[1], ir.Constant(kind, None), mask), pointer, align=8)
+        else:
+            first = builder.bitcast(pointer, I64.as_pointer())
+            signature = ir.FunctionType(ir.VoidType(), [kind, first.type, mask.type])
+            name = "llvm.masked.compressstore.v8i64"
+            function = cgutils.get_or_insert_function(builder.module, signature, name)
+            builder.call(function, (args[1], first, mask))
+        return builder.zext(_popcount(builder, builder.trunc(args[0], I8)), I64)
+
+    return types.intp(types.uint64, vector, array, types.intp), emit
+
+
+@intrinsic
+def prefix_sum(_typing: Any, vector: Any) -> Any:
+    """Lane i is the sum of lanes 0 ... i of an eight-lane vector."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        total, zero = args[0], ir.Constant(args[0].type, None)
+        for span in (1, 2, 4):
+            order = [i - span if i >= span else 8 for i in range(8)]
+            moved = builder.shuffle_vector(total, zero, ir.Constant(ir.VectorType(I32, 8), order))
+            total = builder.add(total, moved)
+        return total
+
+    return vector(vector), emit
+
+
+@intrinsic
+def last_lane(_typing: Any, vector: Any) -> Any:
+    """The highest lane of an eight-lane vector, a scalar."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], I32(7))
+
+    return vector.lane(vector), emit
+
+
+@intrinsic
+def shift_left(_typing: Any, vector: Any, bits: Any) -> Any:
+    """Each lane shifted left by a literal number of bits."""
+    if not isinstance(bits, types.IntegerLiteral):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        return builder.shl(args[0], ir.Constant(kind, [bits.literal_value] * kind.count))
+
+    return vector(vector, bits), emit
+
+
+@intrinsic
+def permute(_typing: Any, vector: Any, order: Any) -> Any:
+    """Lane i of the result is lane order[i] of an eight-lane vector."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if _has(context, "avx512f"):
+            return _call(builder, "llvm.x86.avx512.permvar.di.512", *args)
+        result = args[0]
+        for i in range(8):
+            source = builder.trunc(builder.extract_element(args[1], I32(i)), I32)
+            result = builder.insert_element(result, builder.extract_element(args[0], source), I32(i))
+        return result
+
+    return vector(vector, order), emit
 
 
 @intrinsic
 def list_bits(_typing: Any, bits: Any, base: Any, step: Any, entries: Any, at: Any) -> Any:
     """Write base + index * step to int32 entries[at ...] for every set bit; returns their number.
 
-    Whole vectors are written, so up to 15 entries behind the last are spoiled. A byte compress (VBMI2) lists
+    Whole vectors are written, so up to 48 entries behind the last are spoiled. A byte compress (VBMI2) lists
     the indices without a branch for each bit.
     """
 
@@ -392,15 +554,19 @@ def list_bits(_typing: Any, bits: Any, base: Any, step: Any, entries: Any, at: A
             builder.bitcast(bits_value, ir.VectorType(I1, 64)),
         )
         bases, steps = (_splat(builder, x, 16) for x in (base_value, step_value))
-        for first in range(0, 64, 16):
-            needed = builder.icmp_signed(">", count, count.type(first))
-            with builder.if_then(needed, likely=first == 0):
-                order = ir.Constant(quarter, list(range(first, first + 16)))
-                part = builder.zext(builder.shuffle_vector(chosen, chosen, order), quarter)
-                part = builder.add(builder.mul(part, steps), bases)
-                index = builder.add(at_value, at_value.type(first))
-                pointer = _vector_pointer(context, builder, sig.args[3], entries_value, index, quarter)
-                builder.store(part, pointer, align=4)
+
+        def write(first: int) -> None:
+            order = ir.Constant(quarter, list(range(first, first + 16)))
+            part = builder.zext(builder.shuffle_vector(chosen, chosen, order), quarter)
+            part = builder.add(builder.mul(part, steps), bases)
+            index = builder.add(at_value, at_value.type(first))
+            pointer = _vector_pointer(context, builder, sig.args[3], entries_value, index, quarter)
+            builder.store(part, pointer, align=4)
+
+        write(0)
+        with builder.if_then(builder.icmp_signed(">", count, count.type(16)), likely=False):
+            for first in (16, 32, 48):
+                write(first)
         return count
 
     return types.intp(types.uint64, types.int32, types.int32, entries, types.intp), emit

@@ -98,7 +98,10 @@ class _Tensor:
 
 
 #: Sizes of a stream's scratch arrays, each the largest any step needs.
-SCRATCH_SIZES = ("flips", "row_starts", "pixels", "registers", "identity", "band_f32", "band_u16")
+SCRATCH_SIZES = (
+    *("flips", "row_starts", "list_words", "counts"),
+    *("pixels", "registers", "identity", "band_f32", "band_u16"),
+)
 
 
 @dataclass
@@ -128,7 +131,7 @@ class _Builder:
 
     def need(self, **sizes: int) -> None:
         for name, size in sizes.items():
-            self.scratch[name] = max(self.scratch[name], size + 64)
+            self.scratch[name] = max(self.scratch[name], size + 96)
 
     def finish(self, step: Any, info: StepInfo) -> None:
         step["macs"] = info.macs
@@ -214,7 +217,7 @@ class _Builder:
         y = _Tensor(
             self.state["uint16"].reserve(outputs * int(step["lanes"])),
             int(step["lanes"]),
-            self.state["uint8"].reserve(outputs),
+            self.state["uint8"].reserve(outputs + 8),  # marks are stored eight at a time
         )
         self.counts[layer.name] = y
         step["kind"], step["y"], step["y_mask"] = Kind.BINARY_CONV, y.offset, y.mask
@@ -244,6 +247,8 @@ class _Builder:
         self.need(
             flips=int(step["rows_limit"]),
             row_starts=int(step["hp"] * (step["wp"] + 1)),
+            list_words=5 * int(step["wp"] * step["words"] + 8),
+            counts=int(step["wo"]),
         )
         self.finish(step, self._info(layer, "binary", bits))
 

@@ -30,12 +30,12 @@ def _scratch(plan: Plan) -> Scratch:
     identity[:] = np.arange(len(identity))
     return Scratch(
         risen=new("flips", np.int32),
-        risen_starts=new("row_starts", np.int64),
         fallen=new("flips", np.int32),
-        fallen_starts=new("row_starts", np.int64),
+        starts=new("row_starts", np.int64),
+        list_words=new("list_words", np.uint64),
         risen_places=new("flips", np.int32),
         fallen_places=new("flips", np.int32),
-        planes=aligned(80, np.uint64),
+        counts=new("counts", np.int64),
         pixels=new("pixels", np.int64),
         more_pixels=new("pixels", np.int64),
         registers=new("registers", np.float32),
