@@ -212,9 +212,8 @@ def _sum_rows(table: Any, places: Any, first: int, last: int, shift: int, planes
     places : int32, filled behind its end with places of zeros up to a multiple of 8.
 
     Seven full adders sum eight rows into ones, twos, fours and one carry of eights, which ripples through
-    half adders: 8 loads and 23 operations for 8 * 512 bits, 15 cycles on Zen 4 (the loads
-    alone take 8 to 10). Rippling every sixteen rows saves two of them in a loop by itself, and loses more here,
-    where most tiles have few rows.
+    half adders: 8 loads and 23 operations for 8 * 512 bits, 15 cycles on Zen 4 (the loads alone take 8 to
+    10). Rippling every sixteen rows is faster in a loop by itself and slower here, where tiles have few rows.
     """
     for i in range(first, last, 8):
         p0, p1, p2, p3, p4, p5, p6, p7 = planes

@@ -342,6 +342,17 @@ def nonzero_lanes(_typing: Any, value: Any) -> Any:
 
 
 @intrinsic
+def below_bits(_typing: Any, a: Any, b: Any) -> Any:
+    """Bit i of the uint64 is 1 where lane i of a is below that of b, as unsigned integers."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        flags = builder.icmp_unsigned("<", *args)
+        return builder.zext(builder.bitcast(flags, ir.IntType(args[0].type.count)), I64)
+
+    return types.uint64(a, b), emit
+
+
+@intrinsic
 def differs(_typing: Any, a: Any, b: Any) -> Any:
     """Whether any bit of two vectors differs, as a boolean."""
 

@@ -30,6 +30,7 @@ _ROLE = (
     "starts "  # int64[ho * wo]: where each output pixel's window begins in the padded input
     "segment_at "  # int64[segments]: where each run begins, from the window's beginning
     "classes outside "  # zero padding (xnor.outside_tables), else classes is -1
+    "limits inverted bits bits_words "  # threshold.py; bits_words is 0 where floats are wanted
     "tile table table_size row "  # rows.py
     "rows_limit "  # most flips for which the rows kernel is used
     "program program_size "  # elementwise.py

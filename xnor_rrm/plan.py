@@ -8,13 +8,15 @@ allocates what it counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from . import policy
+from .bits import pack_signs
 from .errors import ModelError
+from .fold import FOLDABLE, fold
 from .kernels import float_conv, rows, xnor
 from .kernels.elementwise import FIELDS, REGISTER, Op
 from .kernels.frame import Constants, Kind
@@ -23,6 +25,7 @@ from .kernels.simd import aligned
 from .kernels.step import STEP, geometry, segment_offsets, window_starts
 from .model import (
     INPUT,
+    MAX_WINDOW_BITS,
     Add,
     Affine,
     Array,
@@ -244,7 +247,11 @@ class _Builder:
         step["sources"], step["program"] = len(sources), self.const["int64"].add(sources)
         self.finish(step, self._info(layer, "float"))
 
-    def binary_conv_step(self, layer: BinaryConv2d) -> None:
+    def binary_conv_step(self, layer: BinaryConv2d, group: list[Layer] | None) -> bool:
+        """The step of the layer. group : the elementwise layers that alone read it, if any.
+
+        Returns whether it has absorbed the group, a chain that ends in a sign, into integer limits.
+        """
         step = self._window_step(layer)
         outputs, padded = int(step["ho"] * step["wo"]), int(step["hp"] * step["wp"] * step["words"])
         y = _Tensor(
@@ -264,10 +271,13 @@ class _Builder:
         weights = xnor.pack_weights(layer.weight)
         step["weights"], step["weights_size"] = self.const["uint64"].add(weights), weights.size
         step["classes"] = -1
+        classes, outside, valid = xnor.outside_tables(layer.weight, step)
         if layer.pad_value == 0 and any(layer.window.padding):
-            classes, outside, _ = xnor.outside_tables(layer.weight, step)
             step["classes"] = self.const["int64"].add(classes)
             step["outside"] = self.const["uint16"].add(outside)
+        else:
+            classes, outside, valid = classes[:0], outside[:1], valid[:0]
+        absorbed = group is not None and self._to_bits(step, layer, group, classes, outside, valid)
         touching = layer.window.dilation[1] == 1 or layer.window.kernel[1] == 1
         step["tile"] = rows.tile_pixels(int(step["out_words"]), touching)
         step["table"] = self.const["uint64"].add(rows.build_table(layer.weight, layer.channels, step))
@@ -283,7 +293,39 @@ class _Builder:
             list_words=5 * int(step["wp"] * step["words"] + 8),
             counts=int(step["wo"]),
         )
-        self.finish(step, self._info(layer, "binary", bits))
+        names = (layer.name, *(member.name for member in group or ())) if absorbed else (layer.name,)
+        self.finish(step, replace(self._info(layer, "binary", bits), layers=names))
+        return absorbed
+
+    def _to_bits(
+        self, step: Any, layer: BinaryConv2d, group: list[Layer], classes: Array, outside: Array, valid: Array
+    ) -> bool:
+        """Let the step write the group's sign by integer limits, if the group is a chain that can be folded.
+
+        classes, outside, valid : `xnor.outside_tables`; of one class, and no pixels, without zero padding.
+        """
+        *chain, sign = group
+        before = [layer.name, *(member.name for member in chain)]
+        linear = all(member.inputs == (name,) for name, member in zip(before, group, strict=True))
+        if not (linear and isinstance(sign, Sign) and all(isinstance(member, FOLDABLE) for member in chain)):
+            return False
+        if any(len(self.readers[name]) != 1 for name in before) or layer.window_bits >= MAX_WINDOW_BITS:
+            return False
+        of_class = np.full(len(outside), layer.window_bits)
+        of_class[classes] = valid
+        cout = len(layer.alpha)
+        folded = fold(layer, chain, of_class, outside[:, :cout].astype(np.int64))
+        if folded is None:
+            return False
+        limits: Array = np.zeros(outside.shape, np.uint16)
+        limits[:, :cout] = folded[0]
+        h, w, _ = self.model.shapes[layer.name]
+        words = -(-cout // 64)
+        self.bits[sign.name] = self.state["uint64"].reserve(h * w * words)
+        step["limits"] = self.const["uint16"].add(limits)
+        step["inverted"] = self.const["uint64"].add(pack_signs(folded[1][None, None, None]))
+        step["bits"], step["bits_words"] = self.bits[sign.name], words
+        return True
 
     def elementwise_step(self, name: str, group: list[Layer], stored: set[str], own: str = "") -> None:
         """One program for the group.
@@ -490,7 +532,10 @@ def build_plan(model: Model) -> Plan:
         for layer in here:
             fused = _fused_group(layer, here, waiting, b.readers)
             if isinstance(layer, BinaryConv2d):
-                b.binary_conv_step(layer)
+                if b.binary_conv_step(layer, fused):
+                    assert fused is not None
+                    waiting.remove(fused)
+                    fused = None
                 if layer.name == output or any(not isinstance(r, ELEMENTWISE) for r in b.readers[layer.name]):
                     b.elementwise_step(layer.name, [], set())
             elif isinstance(layer, Conv2d):
