@@ -76,7 +76,7 @@ def laid_out(model: Model, share: float, band_bytes: int = plan.BAND_BYTES) -> M
     The cost model would never choose the rows kernel on images this small.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xnor_rrm.policy.rows_limit", lambda s: int(share * int(s["h"] * s["w"] * s["cin"])))
+        patch.setattr("xnor_rrm.policy.rows_limit", lambda s, _: int(share * int(s["h"] * s["w"] * s["cin"])))
         patch.setattr(plan, "BAND_BYTES", band_bytes)
         assert len(model.plan.steps)
     return model

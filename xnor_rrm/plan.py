@@ -128,6 +128,7 @@ SCRATCH_SIZES = (
 @dataclass
 class _Builder:
     model: Model
+    costs: policy.Costs | None
     steps: list[Any] = field(default_factory=list)
     info: list[StepInfo] = field(default_factory=list)
     floats: dict[str, _Tensor] = field(default_factory=dict)
@@ -286,7 +287,7 @@ class _Builder:
             band_u16=int(step["band"] * step["wo"] * step["lanes"]), identity=int(step["band"] * step["wo"])
         )
         bits = int(step["h"] * step["w"] * step["cin"])
-        step["rows_limit"] = min(bits, policy.rows_limit(step))
+        step["rows_limit"] = policy.rows_limit(step, self.costs)
         self.need(
             flips=int(step["rows_limit"]),
             row_starts=int(step["hp"] * (step["wp"] + 1)),
@@ -508,9 +509,9 @@ def _fused_group(
     return None
 
 
-def build_plan(model: Model) -> Plan:
-    """Lay out a model for `frame.run`."""
-    b = _Builder(model)
+def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
+    """Lay out a model for `frame.run`.  costs : of the kernels, by which they are chosen; else the machine's."""
+    b = _Builder(model, costs)
     absorbed = b.input_step()
     layers = [layer for layer in model.layers if layer.name not in absorbed]
     levels, output = _levels(model), model.layers[-1].name

@@ -1,31 +1,184 @@
 """When a binary layer's frame goes to the rows kernel, and when to the dense one.
 
-Both give the same bits, so the choice is about time alone: a linear cost model of each, in nanoseconds,
-with constants fitted to a whole network on real video (state and tables come from memory, not from the
-nearest cache). Dense work is proportional to bit-MACs; the rows kernel pays for looking at its input, for
-each vector of outputs, for fetching its table, and for each row it adds.
+Both give the same bits, so the choice is about time alone: a linear cost model of each kernel. Dense work is
+proportional to bit-MACs; the rows kernel pays for looking at its input, for fetching its table, for each
+vector of outputs, and for each row it adds. The costs are measured once for each machine and version
+of the kernels, through the engine itself, and kept beside the compiled kernels.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any
 
-#: Dense: bit-MACs a nanosecond.
-DENSE_BIT_MACS = 1050.0
-#: Rows: a word of padded input compared and listed; a byte of table; a vector of outputs updated; a row.
-WORD, TABLE_BYTE, VECTOR, ROW = 7.0, 0.07, 200.0, 0.85
+import numpy as np
+
+from .kernels.jit import cache_folder, sources_digest
+
+if TYPE_CHECKING:
+    from .model import Model
 
 
-def rows_limit(step: Any) -> int:
-    """Most flips of a frame for which the rows kernel should be the faster; step as the plan lays it out."""
-    bit_macs = int(step["ho"] * step["wo"] * step["cout"]) * int(step["kh"] * step["kw"] * step["cin"])
-    padded_words, table_bytes = int(step["hp"] * step["wp"] * step["words"]), 8 * int(step["table_size"])
-    spare = bit_macs / DENSE_BIT_MACS - WORD * padded_words - TABLE_BYTE * table_bytes
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds of: a dense bit-MAC; and in the rows kernel of a word of padded input compared and listed,
+    a byte of table, a vector of 512 outputs updated, a row added.
+    """
+
+    bit_mac: float
+    word: float
+    table_byte: float
+    vector: float
+    row: float
+
+
+#: Under which no frame is too busy for the rows kernel.
+ALWAYS_ROWS = Costs(bit_mac=1e6, word=0.0, table_byte=0.0, vector=0.0, row=1e-9)
+
+#: Layers that `measure` times, 3x3: (channels in and out, height and width of the input).
+SHAPES = ((64, 32), (128, 28), (256, 14), (512, 7))
+#: Shares of pixels replaced from frame to frame.
+CHANGES = (0.004, 0.03, 0.1, 0.3)
+REPEATS = 6
+#: Read and written between frames: in a network, other layers' data passes between two uses of a table.
+EVICTED_BYTES = 16 << 20
+
+
+def work(step: Any, flips: float) -> tuple[float, float, float, float]:
+    """What the rows kernel does for so many flips: (words, bytes of table, vectors, rows), flips spread evenly."""
+    words, table_bytes = int(step["hp"] * step["wp"] * step["words"]), 8 * int(step["table_size"])
     # A flip lies under kH / sH output rows, and there under the tiles whose columns reach it.
     tile_columns = (int(step["tile"]) - 1) * int(step["sw"]) + int(step["kw"])
     vectors_a_tile = max(1, int(step["out_words"]) // 8)
     rows = int(step["kh"]) / int(step["sh"]) * tile_columns / int(step["tile"] * step["sw"]) * vectors_a_tile
     vectors = int(step["ho"]) * -(-int(step["wo"]) // int(step["tile"])) * vectors_a_tile
     # Each row dirties one more vector, until all are dirty.
-    few, many = spare / ((VECTOR + ROW) * rows), (spare - VECTOR * vectors) / (ROW * rows)
-    return max(0, int(max(few, many)))
+    return words, table_bytes, min(vectors, rows * flips), rows * flips
+
+
+def rows_limit(step: Any, costs: Costs | None = None) -> int:
+    """Most flips of a frame for which the rows kernel should be the faster; step as the plan lays it out."""
+    costs = costs or machine_costs()
+    bit_macs = int(step["ho"] * step["wo"] * step["cout"]) * int(step["kh"] * step["kw"] * step["cin"])
+    words, table_bytes, _, _ = work(step, 0)
+    _, _, vectors, _ = work(step, np.inf)
+    _, _, _, rows = work(step, 1)
+    spare = bit_macs * costs.bit_mac - costs.word * words - costs.table_byte * table_bytes
+    each = max(costs.row * rows, 1e-9)
+    few, many = spare / (each + costs.vector * rows), (spare - costs.vector * vectors) / each
+    bits = int(step["h"] * step["w"] * step["cin"])
+    return int(np.clip(max(few, many), 0, bits))
+
+
+@cache
+def machine_costs() -> Costs:
+    """This machine's costs: read from beside the compiled kernels, or measured and stored there."""
+    path = _stored_at()
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        costs = Costs(**{field.name: float(stored[field.name]) for field in fields(Costs)})
+        if all(0 <= value < 1e6 for value in asdict(costs).values()):
+            return costs
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    costs = measure()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(asdict(costs), file, indent=1)
+        os.replace(file.name, path)
+    except OSError:  # nowhere to store it: measured again next time
+        pass
+    return costs
+
+
+def _stored_at() -> Path:
+    from llvmlite import binding
+
+    target = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
+    return cache_folder() / f"costs-{target}-{sources_digest()[:16]}.json"
+
+
+def measure() -> Costs:
+    """Time both kernels on small models of one binary layer, through the engine, and fit the costs.
+
+    Takes about a second, once the kernels are compiled.
+    """
+    evicted = np.zeros(EVICTED_BYTES, np.uint8)
+    dense, rows = [], []
+    for channels, size in SHAPES:
+        for step, flips, seconds, by_rows in _timed_frames(_one_layer(channels, size), evicted):
+            macs = int(step["macs"])
+            (rows if by_rows else dense).append((work(step, flips) if by_rows else (macs,), 1e9 * seconds))
+    (bit_mac,) = _fit(dense)
+    return Costs(bit_mac, *_fit(rows))
+
+
+def _one_layer(channels: int, size: int) -> Model:
+    """A frame's noise through 1x1 weights into `channels` signs, and a 3x3 binary layer over them."""
+    from .bits import pack_signs
+    from .model import INPUT, BinaryConv2d, Conv2d, InputRule, Model, Sign, Window
+
+    rng = np.random.default_rng(channels)
+    mix = rng.normal(size=(channels, 1, 1, 3)).astype(np.float32)
+    weight = pack_signs(rng.random((channels, 3, 3, channels)) < 0.5)
+    one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    around = Window((3, 3), padding=(1, 1, 1, 1))
+    return Model(
+        "costs",
+        InputRule((size, size), 0, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0)),
+        (
+            Conv2d("mix", (INPUT,), mix, zero, Window((1, 1))),
+            Sign("sign", ("mix",)),
+            BinaryConv2d("binary", ("sign",), weight, one, zero, channels, around, pad_value=1),
+        ),
+    )
+
+
+def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[Any, int, float, bool]]:
+    """(step, flips, seconds of the layer, whether by rows) of frames that change more and less."""
+    from .kernels.frame import Kind
+    from .plan import build_plan
+    from .stream import Stream
+
+    plan = build_plan(model, ALWAYS_ROWS)
+    vars(model)["plan"] = plan
+    index = [int(kind) for kind in plan.steps["kind"]].index(Kind.BINARY_CONV)
+    rng = np.random.default_rng(0)
+    streams = (Stream(model, "cached"), Stream(model, "dense"))
+    frame = rng.integers(0, 256, (*model.input_rule.crop, 3), np.uint8)
+    for stream in streams:
+        stream(frame)
+    for share in CHANGES * REPEATS:
+        changed = rng.random(frame.shape[:2]) < share
+        frame = np.where(changed[..., None], rng.integers(0, 256, frame.shape, np.uint8), frame)
+        for stream in streams:
+            evicted += np.uint8(1)
+            stream(frame)
+            layer = stream.stats[index]
+            if layer.path == "clean":
+                continue
+            yield plan.steps[index], layer.flips, layer.seconds, stream.mode == "cached"
+
+
+def _fit(samples: list[tuple[tuple[float, ...], float]]) -> list[float]:
+    """Costs of at least 0 that explain the times best, each time counting alike whatever its size.
+
+    Least squares on time / time = 1; a cost that comes out below 0 is left out and the others fitted again.
+    """
+    amounts = np.array([[amount / time for amount in amounts] for amounts, time in samples])
+    used = list(range(amounts.shape[1]))
+    while True:
+        found = np.linalg.lstsq(amounts[:, used], np.ones(len(amounts)), rcond=None)[0]
+        if (found >= 0).all():
+            break
+        used.pop(int(np.argmin(found)))
+    costs = np.zeros(amounts.shape[1])
+    costs[used] = found
+    return [float(cost) for cost in costs]
