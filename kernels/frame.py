@@ -19,7 +19,7 @@ from .float_conv import conv_float
 from .jit import inline, jit
 from .layout import SOURCE, copy_pixels
 from .pool import pool
-from .rows import conv_rows, list_flips
+from .rows import conv_rows, conv_set_rows, list_flips, list_sets
 from .simd import load, splat, store
 from .threshold import threshold_bits
 from .window import (
@@ -82,6 +82,10 @@ class Scratch(NamedTuple):
     risen_places: Any
     fallen_places: Any
     counts: Any
+    set_entries: Any
+    set_starts: Any
+    set_ones: Any
+    set_sums: Any
     pixels: Any
     more_pixels: Any
     registers: Any
@@ -294,6 +298,11 @@ def _binary_conv(
         count = list_windows(mask, s, state.u8, pixels)
     if fused and not all_pixels:
         _clear_targets(e, const, state)
+    by_sets = s.set_limit > 0 and count == s.ho * s.wo
+    if by_sets:
+        by_sets = (
+            list_sets(padded, s, scratch.set_entries, scratch.set_starts, scratch.set_ones) <= s.set_limit
+        )
 
     to_bits = s.bits_words > 0
     in_band = (fused or to_bits) and all_pixels and not keep
@@ -305,7 +314,8 @@ def _binary_conv(
     if path == ROWS and flips * s.kh * s.kw * s.out_words >= s.table_size:
         touch(table, scratch.list_words)
     classes = const.i64[s.classes : s.classes + (s.ho * s.wo if s.classes >= 0 else 0)]
-    limits = const.u16[s.limits :]
+    base, limits = const.u16[s.base :], const.u16[s.limits :]
+    base_classes = const.i64[s.base_classes :]
     inverted, bits = const.u64[s.inverted :], state.u64[s.bits :]
     rows = s.band if fused or to_bits else s.ho
     done = 0
@@ -328,7 +338,13 @@ def _binary_conv(
                 n += 1
             listed = pixels[done:]
             slots = scratch.identity if in_band else listed
-            conv_xnor(padded, weights, s, starts, segment_at, listed, slots, n, sums)
+            if by_sets:
+                conv_set_rows(
+                    scratch.set_entries, scratch.set_starts, scratch.set_ones, table, base, base_classes,
+                    s, starts, listed, slots, n, scratch.set_sums, sums,
+                )  # fmt: skip
+            else:
+                conv_xnor(padded, weights, s, starts, segment_at, listed, slots, n, sums)
             if to_bits:
                 threshold_bits(sums, s, limits, inverted, classes, listed, slots, n, bits)
             elif s.classes >= 0:

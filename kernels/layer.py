@@ -57,6 +57,9 @@ class BinaryLayer:
         self.lists = rows.flip_lists(bits, step)
         self.counts = aligned(int(step["wo"]) + 16, np.int64)
         self.flips = 0
+        self.base = rows.base_of_sets(weight, step, pad_value).reshape(-1)
+        self.sums = aligned(self.outputs * 112, np.uint64)
+        self.sets = rows.set_lists(step)
         self.step = np.array([step], STEP)[0]
 
     def load(self, bits: Any) -> None:
@@ -104,6 +107,18 @@ def _rows(layer: BinaryLayer) -> None:
     )  # fmt: skip
 
 
+def _set_rows(layer: BinaryLayer) -> None:
+    x = layer
+    listed = (x.pixels, x.pixels, x.outputs)
+    if not rows.can_sum_sets(x.step):
+        _xnor(x)
+        return
+    rows.list_sets(x.last, x.step, *x.sets)
+    rows.conv_set_rows(*x.sets, x.table, x.base, x.classes, x.step, x.starts, *listed, x.sums, x.mismatches)
+    if x.zero_padded:
+        xnor.subtract_outside(x.mismatches, x.step, x.classes, x.outside.reshape(-1), *listed)
+
+
 @dataclass(frozen=True)
 class Variant:
     """A way to bring a `BinaryLayer` up to date with its current frame.
@@ -119,5 +134,6 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "xnor": Variant(_xnor, cached=False),
     "xnor_update": Variant(_xnor_update, cached=True),
+    "set_rows": Variant(_set_rows, cached=False),
     "rows": Variant(_rows, cached=True),
 }

@@ -32,6 +32,7 @@ import numpy as np
 
 from .jit import inline, jit
 from .simd import (
+    add_into_planes,
     aligned,
     complement,
     compress,
@@ -40,11 +41,13 @@ from .simd import (
     last_lane,
     list_bits,
     load,
+    load_planes,
     load_some,
     majority,
     nonzero_lanes,
     permute,
     popcount,
+    prefetch,
     prefix_sum,
     put,
     ripple,
@@ -53,13 +56,19 @@ from .simd import (
     splat,
     store,
     store_flags,
+    store_minus_twice,
     subtract_twice,
     trailing_zeros,
+    tuple_of,
+    with_first,
     xor3,
 )
+from .xnor import outside_tables
 
 #: Rows of one direction summed before the planes are spilled: P_r - P_f - 1 must fit eight bits with a sign.
 MAX_ROWS = 120
+#: Most bits under a window that `conv_set_rows` can count.
+MOST_SET = 16383
 #: Whether flips are listed a word at a time, decided for the machine the kernels are compiled on.
 BYTE_COMPRESS = has_byte_compress()
 
@@ -67,6 +76,11 @@ BYTE_COMPRESS = has_byte_compress()
 def tile_pixels(out_words: int, touching: bool) -> int:
     """T: output pixels of a vector; 1 where a dilated window has to be read tap by tap."""
     return max(1, 8 // out_words) if touching else 1
+
+
+def can_sum_sets(step: Any) -> bool:
+    """Whether `conv_set_rows` takes the layer: a vector is of one pixel, and its sums fit fourteen planes."""
+    return step["out_words"] % 8 == 0 and step["kh"] * step["kw"] * step["cin"] <= MOST_SET
 
 
 def flip_lists(flips: int, step: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
@@ -77,31 +91,77 @@ def flip_lists(flips: int, step: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
     return risen, fallen, starts, scratch, risen_places, fallen_places
 
 
-def build_table(weight: Any, channels: int, step: Any) -> Any:
-    """Row table of a layer: uint64[kH, Cin, stride, length, W] flat, closed by zeros.
+def set_lists(step: Any) -> tuple[Any, Any, Any]:
+    """Scratch of `list_sets`: entries, starts, ones."""
+    pixels = int(step["hp"] * step["wp"])
+    entries = aligned(pixels * (int(step["cin"]) + 16) + 64, np.int32)
+    return entries, aligned(pixels + 1, np.int64), aligned(pixels, np.int64)
 
-    weight : uint64[Cout, kH, kW, Cw].  step : geometry with `tile` set; sets `row` (words from one phase to
-    the next) and `table_size`. Lane p of a load at entry e reads entry e + p, so tap q of phase r (column
-    r + q * stride of the window) stands at entry length - T - q.
+
+def build_table(weight: Any, channels: int, step: Any) -> Any:
+    """Row table of a layer, flat, with rows of zeros; see the module's text.
+
+    weight : uint64[Cout, kH, kW, Cw].  step : geometry with `tile` set; the fields by which a row is found
+    are set here. The row of input (y, x, c) for output pixel (oy, ox), y in window row ky, begins at
+
+        c * channel_step + x % phases * phase_step + x // phases * column_step      (the flip's entry)
+        + origin + ky * row_step + ox * place_step                                  (the tile's shift)
+
+    T > 1 : uint64[kH, Cin, stride, length, W], closed by zeros. Lane p of a load at entry e reads entry
+    e + p, so tap q of phase r (column r + q * stride of the window) stands at entry length - T - q.
+    T = 1 : uint64[kH, reach, Cin + 1, W], a column's last row zero: all rows of a tap lie together.
     """
     cout, kh, kw, _ = weight.shape
     stride, dilation, tile, out_words = (int(step[name]) for name in ("sw", "dw", "tile", "out_words"))
-    taps = -(-((kw - 1) * dilation + 1) // stride)
-    length = 2 * tile + taps - 2
+    reach = (kw - 1) * dilation + 1
     channel = np.arange(channels)
     bits = weight[..., channel // 64] >> (channel % 64).astype(np.uint64) & np.uint64(1)
     rows = np.zeros((kh, kw, channels, out_words * 64), np.uint8)
     rows[..., :cout] = bits.transpose(1, 2, 3, 0)
     packed = np.packbits(rows, axis=-1, bitorder="little").view(np.uint64)
 
-    body = kh * channels * stride * length * out_words
-    flat = aligned(body + out_words + 8, np.uint64)
-    table = flat[:body].reshape(kh, channels, stride, length, out_words)
-    for kx in range(kw):
-        q, phase = divmod(kx * dilation, stride)
-        table[:, :, phase, length - tile - q] = packed[:, kx]
-    step["row"], step["table_size"] = length * out_words, len(flat)
+    if tile > 1:
+        length = 2 * tile + -(-reach // stride) - 2
+        body = kh * channels * stride * length * out_words
+        flat = aligned(body + out_words + 8, np.uint64)
+        table = flat[:body].reshape(kh, channels, stride, length, out_words)
+        for kx in range(kw):
+            q, phase = divmod(kx * dilation, stride)
+            table[:, :, phase, length - tile - q] = packed[:, kx]
+        found_by = dict(
+            channel_step=stride * length * out_words, phases=stride, phase_step=length * out_words,
+            column_step=-out_words, origin=(length - tile) * out_words, place_step=out_words,
+            row_step=channels * stride * length * out_words, nowhere=body,
+        )  # fmt: skip
+    else:
+        column = (channels + 1) * out_words
+        flat = aligned(kh * reach * column + 8, np.uint64)
+        flat[:-8].reshape(kh, reach, channels + 1, out_words)[:, ::dilation, :channels] = packed
+        found_by = dict(
+            channel_step=out_words, phases=1, column_step=column, place_step=-stride * column,
+            row_step=reach * column, nowhere=channels * out_words,
+        )  # fmt: skip
+    for name, value in (found_by | {"table_size": len(flat)}).items():
+        step[name] = value
     return flat
+
+
+def base_of_sets(weight: Any, step: Any, pad_value: int) -> Any:
+    """uint16[classes, lanes]: mismatches of a window none of whose inner bits is set, for `conv_set_rows`.
+
+    A tap counts one for each weight of +1, except one outside the image whose bits are all set (`pad_value`
+    1): that counts the others. Classes are those of `xnor.outside_tables`.
+    """
+    classes, outside, valid = outside_tables(weight, step)
+    base = np.zeros(outside.shape, np.int64)
+    base[:, : len(weight)] = np.bitwise_count(weight).sum(axis=(1, 2, 3), dtype=np.int64)
+    if pad_value == 1:
+        bits_outside = np.zeros((len(outside), 1), np.int64)
+        bits_outside[classes, 0] = int(step["kh"] * step["kw"] * step["cin"]) - valid
+        base += bits_outside - 2 * outside.astype(np.int64)
+    result = aligned(outside.shape, np.uint16)
+    result[:, : len(weight)] = base[:, : len(weight)]
+    return result
 
 
 @inline
@@ -121,23 +181,23 @@ def list_flips(diff: Any, last: Any, s: Any, risen: Any, fallen: Any, starts: An
     """List a frame's risen and fallen bits in row-major order.
 
     diff, last : uint64[hp * wp * words], flips and new bits, padded.
-    risen, fallen : int32; entry = the flip's own offset in the table, less one pixel's words for each
-        column. Whole vectors are written: 64 entries more than there are flips.
+    risen, fallen : int32, entries of the table (`build_table`). Whole vectors are written: 64 entries more
+        than there are flips.
     starts : int64[hp * (wp + 1) + 8]; of padded row y left of column x, `risen + (fallen << 32)` are listed.
     scratch : uint64[5 * (wp * words + 8)].
 
     A row's words are compared eight at a time, and those with a flip brought together: words without one
     are not looked at again, and no branch asks for them.
     """
-    step = np.int32(s.sw * s.row)
-    words, width = s.words, s.wp
+    step = np.int32(s.channel_step)
+    words, width, phases = s.words, s.wp, s.phases
     row_words = width * words
     size = row_words + 8
     up_at, down_at, before_at, entry_at, number_at = 0, size, 2 * size, 3 * size, 4 * size
     i = 0
     for x in range(width):
         for word in range(words):
-            entry = (x % s.sw) * s.row - x // s.sw * s.out_words + word * 64 * step
+            entry = x % phases * s.phase_step + x // phases * s.column_step + word * 64 * s.channel_step
             put(scratch, entry_at + i, np.uint64(entry))
             put(scratch, number_at + i, np.uint64(i))
             i += 1
@@ -223,6 +283,14 @@ def _sum_rows(table: Any, places: Any, first: int, last: int, shift: int, planes
 
 
 @inline
+def _fetch_rows(table: Any, places: Any, count: int, vectors: int) -> None:
+    """Ask for the whole rows at places[:count]."""
+    for i in range(count):
+        for vector in range(vectors):
+            prefetch(table, get(places, i) + vector * 8)
+
+
+@inline
 def _count_flips(starts: Any, s: Any, oy: int, counts: Any) -> None:
     """counts[ox], int64 = risen + (fallen << 32), the listed flips under the window of output (oy, ox)."""
     columns = s.kw if s.segments == s.kh else 1
@@ -268,11 +336,11 @@ def conv_rows(
     updated: Any = 0
     out_words, tile, lanes, wo, kh, sw = s.out_words, s.tile, s.lanes, s.wo, s.kh, s.sw
     step_y, step_k, pitch = s.dh * (s.wp + 1), s.dw, s.wp + 1
-    row_words, origin = s.cin * sw * s.row, s.row - tile * out_words
+    row_step, place_step, origin = s.row_step, s.place_step, s.origin
     runs = s.segments // kh
     columns = s.kw if runs == 1 else 1
     vectors, words = max(1, out_words // 8), min(8, out_words)
-    nowhere = splat(np.int32(s.table_size - out_words - 8))  # zeros close the table
+    nowhere = splat(np.int32(s.nowhere))
     zero = splat(np.uint64(0))
     none = (zero, zero, zero, zero, zero, zero, zero, zero)
     low = np.int64(0xFFFFFFFF)
@@ -294,7 +362,7 @@ def conv_rows(
             up, down = 0, 0
             line = oy * s.sh * pitch + x0 * sw
             reach = (pixels - 1) * sw + columns
-            place = origin + x0 * out_words
+            place = origin + x0 * place_step
             for _ in range(kh):
                 at, shift = line, splat(np.int32(place))
                 for _ in range(runs):
@@ -306,9 +374,12 @@ def conv_rows(
                     down += n >> np.int64(32)
                     at += step_k
                 line += step_y
-                place += row_words
+                place += row_step
             store(risen_places, up, nowhere)
             store(fallen_places, down, nowhere)
+            if vectors > 1:  # a row is read 64 bytes at a time, with all others in between
+                _fetch_rows(table, risen_places, up, vectors)
+                _fetch_rows(table, fallen_places, down, vectors)
             more = permute((under & mask) - shift_right(under, 32), order)
             for vector in range(vectors):
                 at = pixel * lanes + vector * 512
@@ -321,3 +392,104 @@ def conv_rows(
                     subtract_twice(mismatches, at, net - two, pixels * words, planes)
                     net = splat(np.int64(0))
     return updated
+
+
+@jit
+def list_sets(x: Any, s: Any, entries: Any, starts: Any, ones: Any) -> int:
+    """List the set bits of every pixel for `conv_set_rows`, the border's not. Returns the number of entries.
+
+    x : uint64[hp * wp * words], padded.  entries : int32; c * out_words for a set channel c, then entries of
+    zeros up to a multiple of 16; 64 more are written.  starts : int64[hp * wp + 1], of each padded pixel.
+    ones : int64[hp * wp], its set bits.
+    """
+    count: Any = 0
+    step, nothing = np.int32(s.channel_step), splat(np.int32(s.nowhere))
+    for y in range(s.hp):
+        for column in range(s.wp):
+            pixel = y * s.wp + column
+            put(starts, pixel, count)
+            put(ones, pixel, np.int64(0))
+            if not (s.pt <= y < s.pt + s.h and s.pl <= column < s.pl + s.w):
+                continue
+            first = count
+            for word in range(s.words):
+                start = np.int32(word * 64 * s.channel_step)
+                count = _list_word(get(x, pixel * s.words + word), start, step, entries, count)
+            put(ones, pixel, count - first)
+            store(entries, count, nothing)
+            count += -count % 16
+    put(starts, s.hp * s.wp, count)
+    return count
+
+
+@inline
+def _sum_run(table: Any, entries: Any, first: int, last: int, shift: int) -> Any:
+    """Ten bit planes of the sum of the rows at entries[first:last] + shift, at most 1008, a multiple of 16.
+
+    Sixteen rows take sixteen loads, fifteen full adders and a carry rippling through six planes: 41
+    operations for 16 * 512 bits.
+    """
+    planes = tuple_of(splat(np.uint64(0)), 10)
+    for i in range(first, last, 16):
+        p0, p1, p2, eight_a = _sum_8(table, entries, i, shift, planes[0], planes[1], planes[2])
+        p0, p1, p2, eight_b = _sum_8(table, entries, i + 8, shift, p0, p1, p2)
+        sixteen = majority(planes[3], eight_a, eight_b)
+        p3 = xor3(planes[3], eight_a, eight_b)
+        planes = ripple(with_first(planes, (p0, p1, p2, p3)), sixteen, 4)
+    return planes
+
+
+@jit
+def conv_set_rows(
+    entries: Any,
+    starts: Any,
+    ones: Any,
+    table: Any,
+    base: Any,
+    classes: Any,
+    s: Any,
+    windows: Any,
+    pixels: Any,
+    slots: Any,
+    count: int,
+    sums: Any,
+    mismatches: Any,
+) -> None:
+    """Dense by the same sum, of the rows that the set bits select (T = 1): nothing is known of a last frame.
+
+        mismatches[c] = base[class, c] + set bits under the window - 2 * P[c]
+
+    entries, starts, ones : `list_sets`.  table : `build_table`, T = 1.
+    base, classes : `base_of_sets`, and the class of each output pixel.
+    windows, pixels, slots, count : as starts, pixels, slots, count in `xnor.conv_xnor`.
+    sums : uint64[count * 112] scratch.  mismatches : uint16[slots * lanes].
+
+    Half of the bits are set, in general, so a window has half the rows of xnor-popcount, at about 2.6
+    operations for 512 bit-MACs instead of 3. A tap is summed for all pixels before the next one: its rows, 64
+    bytes a channel, stay near. Sums hold fourteen planes, for windows of up to 16383 bits.
+    """
+    zero = splat(np.uint64(0))
+    words, width = s.words, s.wp
+    for vector in range(s.out_words // 8):
+        for i in range(0, count * 112, 8):
+            store(sums, i, zero)
+        for ky in range(s.kh):
+            for kx in range(s.kw):
+                tap = ky * s.dh * width + kx * s.dw
+                shift = ky * s.row_step + kx * s.dw * s.column_step + vector * 8
+                for i in range(count):
+                    at = get(windows, get(pixels, i)) // words + tap
+                    first, last = get(starts, at), get(starts, at + 1)
+                    for begin in range(first, last, 1008):
+                        planes = _sum_run(table, entries, begin, min(begin + 1008, last), shift)
+                        add_into_planes(sums, i * 112, 14, planes)
+        for i in range(count):
+            first = get(windows, get(pixels, i)) // words
+            under: Any = 0
+            for ky in range(s.kh):
+                for kx in range(s.kw):
+                    under += get(ones, first + ky * s.dh * width + kx * s.dw)
+            planes = load_planes(sums, i * 112, 14)
+            at = slots[i] * s.lanes + vector * 512
+            base_at = get(classes, get(pixels, i)) * s.lanes + vector * 512
+            store_minus_twice(mismatches, at, base, base_at, np.uint16(under), planes)

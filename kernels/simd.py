@@ -14,6 +14,7 @@ A tile is a tuple of vectors kept in registers: an accumulator block of a regist
 
 from __future__ import annotations
 
+import mmap
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -135,6 +136,20 @@ def load_some(_typing: Any, array: Any, index: Any, count: Any) -> Any:
 
 
 @intrinsic
+def prefetch(_typing: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of an element; nothing waits for it."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], I8)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, (pointer, I32(0), I32(3), I32(1)))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+@intrinsic
 def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Write the vector's lanes to elements index, index + 1, ... of the array."""
 
@@ -207,6 +222,14 @@ def _has(context: Any, feature: str) -> bool:
     return f"+{feature}," in f"{context.codegen().magic_tuple()[2]},"
 
 
+def _full_adder(
+    context: Any, builder: Any, truth_table: int, fallback: Callable[..., Any], *args: Any
+) -> Any:
+    if not _has(context, "avx512f"):
+        return fallback(builder, *args)
+    return _call(builder, "llvm.x86.avx512.pternlog.q.512", *args, I32(truth_table))
+
+
 def _ternary(truth_table: int, fallback: Callable[..., Any]) -> Any:
     """A bitwise function of three vectors: one vpternlog where there is one, else `fallback`.
 
@@ -215,9 +238,7 @@ def _ternary(truth_table: int, fallback: Callable[..., Any]) -> Any:
 
     def typed(_typing: Any, a: Any, b: Any, c: Any) -> Any:
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            if not _has(context, "avx512f"):
-                return fallback(builder, *args)
-            return _call(builder, "llvm.x86.avx512.pternlog.q.512", *args, I32(truth_table))
+            return _full_adder(context, builder, truth_table, fallback, *args)
 
         return U64(U64, U64, U64), emit
 
@@ -472,8 +493,7 @@ def subtract_twice(_typing: Any, counts: Any, at: Any, more: Any, words: Any, pl
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array_value, at_value, more_value, words_value, planes_value = args
         columns = _transpose8(builder, [builder.extract_value(planes_value, i) for i in range(8)])
-        short = ir.VectorType(I16, 32)
-        mores = builder.bitcast(more_value, short)
+        mores = builder.bitcast(more_value, ir.VectorType(I16, 32))
         for w, column in enumerate(columns):
             with builder.if_then(builder.icmp_signed(">", words_value, words_value.type(w)), likely=True):
                 spread = ir.Constant(ir.VectorType(I32, 32), [4 * w] * 32)
@@ -481,12 +501,115 @@ def subtract_twice(_typing: Any, counts: Any, at: Any, more: Any, words: Any, pl
                 values = _plane_counts(context, builder, column)
                 for i, half in enumerate(_sixteen_bit_halves(builder, values, signed=True)):
                     index = builder.add(at_value, at_value.type(64 * w + 32 * i))
-                    pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, short)
+                    pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, add.type)
                     total = builder.add(builder.load(pointer, align=2), add)
                     builder.store(builder.sub(total, builder.add(half, half)), pointer, align=2)
         return context.get_dummy_value()
 
     return types.void(counts, types.intp, more, types.intp, planes), emit
+
+
+@intrinsic
+def store_minus_twice(
+    _typing: Any, out: Any, at: Any, base: Any, base_at: Any, more: Any, planes: Any
+) -> Any:
+    """uint16 out[at + c] = base[base_at + c] + more - 2 * (channel c), for 512 channels.
+
+    planes : up to sixteen vectors, the bits of an integer >= 0 for each of 8 words of 64 channels.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        out_value, at_value, base_value, base_at_value, more_value, planes_value = args
+        values = [builder.extract_value(planes_value, i) for i in range(len(planes))]
+        values += [ir.Constant(values[0].type, None)] * (16 - len(values))
+        short = ir.VectorType(I16, 32)
+        add = _splat(builder, more_value, 32)
+        low, high = _transpose8(builder, values[:8]), _transpose8(builder, values[8:])
+        for w in range(8):
+            bytes_of = [_plane_counts(context, builder, column[w]) for column in (low, high)]
+            halves = [_sixteen_bit_halves(builder, each, signed=False) for each in bytes_of]
+            for i in range(2):
+                upper = builder.shl(halves[1][i], ir.Constant(short, [9] * 32))
+                lower = builder.shl(halves[0][i], ir.Constant(short, [1] * 32))
+                twice = builder.or_(upper, lower)
+                index = builder.add(base_at_value, base_at_value.type(64 * w + 32 * i))
+                pointer = _vector_pointer(context, builder, sig.args[2], base_value, index, short)
+                total = builder.sub(builder.add(builder.load(pointer, align=2), add), twice)
+                index = builder.add(at_value, at_value.type(64 * w + 32 * i))
+                pointer = _vector_pointer(context, builder, sig.args[0], out_value, index, short)
+                builder.store(total, pointer, align=2)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, base, types.intp, types.uint16, planes), emit
+
+
+@intrinsic
+def tuple_of(_typing: Any, vector: Any, count: Any) -> Any:
+    """A tuple of `count` (a literal) times the vector."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(vector, count.literal_value)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.make_tuple(builder, result, [args[0]] * result.count)
+
+    return result(vector, count), emit
+
+
+@intrinsic
+def with_first(_typing: Any, planes: Any, first: Any) -> Any:
+    """The tuple `planes`, its first vectors replaced by those of the tuple `first`."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        values = [builder.extract_value(args[1 if i < len(first) else 0], i) for i in range(len(planes))]
+        return context.make_tuple(builder, planes, values)
+
+    return planes(planes, first), emit
+
+
+@intrinsic
+def load_planes(_typing: Any, array: Any, at: Any, count: Any) -> Any:
+    """A tuple of `count` (a literal) vectors that stand one after the other."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    vector = Vector(array.dtype)
+    result = types.UniTuple(vector, count.literal_value)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(vector)
+        values = []
+        for i in range(result.count):
+            index = builder.add(args[1], args[1].type(i * vector.count))
+            pointer = _vector_pointer(context, builder, sig.args[0], args[0], index, kind)
+            values.append(builder.load(pointer, align=8))
+        return context.make_tuple(builder, result, values)
+
+    return result(array, types.intp, count), emit
+
+
+@intrinsic
+def add_into_planes(_typing: Any, array: Any, at: Any, count: Any, planes: Any) -> Any:
+    """Add the numbers in `planes` to those in `count` (a literal) planes of the array, from `at` on."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(planes.dtype)
+        carry = ir.Constant(kind, None)
+        for i in range(count.literal_value):
+            index = builder.add(args[1], args[1].type(i * 8))
+            pointer = _vector_pointer(context, builder, sig.args[0], args[0], index, kind)
+            old = builder.load(pointer, align=8)
+            if i < len(planes):
+                new = builder.extract_value(args[3], i)
+                total = _full_adder(context, builder, 0x96, _xor3, old, new, carry)
+                carry = _full_adder(context, builder, 0xE8, _majority, old, new, carry)
+            else:
+                total, carry = builder.xor(old, carry), builder.and_(old, carry)
+            builder.store(total, pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, count, planes), emit
 
 
 @intrinsic
@@ -793,10 +916,24 @@ def tile_store_some(_typing: Any, array: Any, base: Any, at: Any, tile: Any, cou
     return types.void(array, base, types.intp, tile, types.intp), emit
 
 
+#: Bytes from which an array is worth huge pages: a table walked at random costs a page walk for each row.
+HUGE = 1 << 20
+HUGE_PAGE = 2 << 20
+
+
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> Any:
-    """Zeroed NumPy array whose data starts on a cache line: rows that cross lines load at half speed."""
+    """Zeroed NumPy array whose data starts on a cache line: rows that cross lines load at half speed.
+
+    Large ones ask the system for huge pages, where it has them.
+    """
     dtype = np.dtype(dtype)
     count = int(np.prod(shape))
-    raw = np.zeros(count * dtype.itemsize + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count * dtype.itemsize].view(dtype).reshape(shape)
+    size = count * dtype.itemsize
+    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages = mmap.mmap(-1, size + HUGE_PAGE)
+        pages.madvise(mmap.MADV_HUGEPAGE)
+        raw, unit = np.frombuffer(pages, np.uint8), HUGE_PAGE
+    else:
+        raw, unit = np.zeros(size + 64, np.uint8), 64
+    start = -raw.ctypes.data % unit
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -31,7 +31,9 @@ _ROLE = (
     "segment_at "  # int64[segments]: where each run begins, from the window's beginning
     "classes outside "  # zero padding (xnor.outside_tables), else classes is -1
     "limits inverted bits bits_words "  # threshold.py; bits_words is 0 where floats are wanted
-    "tile table table_size row "  # rows.py
+    "tile table table_size channel_step phases phase_step column_step "  # rows.py
+    "origin place_step row_step nowhere "
+    "set_limit base base_classes "  # most entries for which the sum of set rows is used; what it starts from
     "rows_limit "  # most flips for which the rows kernel is used
     "program program_size "  # elementwise.py
     "sources source_masks targets target_masks "  # int64 lists: masks of the tensors it reads, and stores

@@ -120,7 +120,7 @@ class _Tensor:
 
 #: Sizes of a stream's scratch arrays, each the largest any step needs.
 SCRATCH_SIZES = (
-    *("flips", "row_starts", "list_words", "counts"),
+    *("flips", "row_starts", "list_words", "counts", "set_entries", "set_pixels", "set_sums"),
     *("pixels", "registers", "identity", "band_f32", "band_u16"),
 )
 
@@ -294,6 +294,15 @@ class _Builder:
             list_words=5 * int(step["wp"] * step["words"] + 8),
             counts=int(step["wo"]),
         )
+        if rows.can_sum_sets(step) and (limit := policy.set_limit(step, self.costs)):
+            step["set_limit"] = limit
+            step["base"] = self.const["uint16"].add(rows.base_of_sets(layer.weight, step, layer.pad_value))
+            step["base_classes"] = self.const["int64"].add(xnor.outside_tables(layer.weight, step)[0])
+            self.need(
+                set_entries=int(step["hp"] * step["wp"]) * (layer.channels + 16),
+                set_pixels=int(step["hp"] * step["wp"]),
+                set_sums=int(step["band"] * step["wo"]) * 112,
+            )
         names = (layer.name, *(member.name for member in group or ())) if absorbed else (layer.name,)
         self.finish(step, replace(self._info(layer, "binary", bits), layers=names))
         return absorbed
@@ -510,7 +519,7 @@ def _fused_group(
 
 
 def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
-    """Lay out a model for `frame.run`.  costs : of the kernels, by which they are chosen; else the machine's."""
+    """Lay out a model for `frame.run`.  costs : by which kernels are chosen; the machine's unless given."""
     b = _Builder(model, costs)
     absorbed = b.input_step()
     layers = [layer for layer in model.layers if layer.name not in absorbed]

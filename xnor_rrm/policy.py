@@ -1,9 +1,9 @@
-"""When a binary layer's frame goes to the rows kernel, and when to the dense one.
+"""Which kernel a binary layer's frame goes to: rows of flipped bits, rows of set bits, or xnor-popcount.
 
-Both give the same bits, so the choice is about time alone: a linear cost model of each kernel. Dense work is
-proportional to bit-MACs; the rows kernel pays for looking at its input, for fetching its table, for each
-vector of outputs, and for each row it adds. The costs are measured once for each machine and version
-of the kernels, through the engine itself, and kept beside the compiled kernels.
+All give the same bits, so the choice is about time alone: a linear cost model of each kernel. Xnor-popcount
+is proportional to bit-MACs, the sum of set rows to its rows; the cached kernel pays for looking at its input,
+for fetching its table, for each vector of outputs, and for each row it adds. The costs are measured once for
+each machine and version of the kernels, through the engine itself, and kept beside the compiled kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .kernels.jit import cache_folder, sources_digest
+from .kernels.rows import can_sum_sets
 
 if TYPE_CHECKING:
     from .model import Model
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Costs:
-    """Nanoseconds of: a dense bit-MAC; and in the rows kernel of a word of padded input compared and listed,
-    a byte of table, a vector of 512 outputs updated, a row added.
+    """Nanoseconds of: a bit-MAC by xnor-popcount; a row of set bits; and in the cached kernel of a word of
+    padded input compared and listed, a byte of table, a vector of 512 outputs updated, a row added.
     """
 
     bit_mac: float
+    set_row: float
     word: float
     table_byte: float
     vector: float
@@ -39,7 +41,7 @@ class Costs:
 
 
 #: Under which no frame is too busy for the rows kernel.
-ALWAYS_ROWS = Costs(bit_mac=1e6, word=0.0, table_byte=0.0, vector=0.0, row=1e-9)
+ALWAYS_ROWS = Costs(bit_mac=1e6, set_row=1e-9, word=0.0, table_byte=0.0, vector=0.0, row=1e-9)
 
 #: Layers that `measure` times, 3x3: (channels in and out, height and width of the input).
 SHAPES = ((64, 32), (128, 28), (256, 14), (512, 7))
@@ -51,7 +53,7 @@ EVICTED_BYTES = 16 << 20
 
 
 def work(step: Any, flips: float) -> tuple[float, float, float, float]:
-    """What the rows kernel does for so many flips: (words, bytes of table, vectors, rows), flips spread evenly."""
+    """What the rows kernel does for so many flips, evenly spread: (words, bytes of table, vectors, rows)."""
     words, table_bytes = int(step["hp"] * step["wp"] * step["words"]), 8 * int(step["table_size"])
     # A flip lies under kH / sH output rows, and there under the tiles whose columns reach it.
     tile_columns = (int(step["tile"]) - 1) * int(step["sw"]) + int(step["kw"])
@@ -62,14 +64,37 @@ def work(step: Any, flips: float) -> tuple[float, float, float, float]:
     return words, table_bytes, min(vectors, rows * flips), rows * flips
 
 
+def set_rows(step: Any, entries: float) -> float:
+    """Rows that so many set bits (with their filling) select, over all outputs and vectors."""
+    reached = int(step["kh"] * step["kw"]) / int(step["sh"] * step["sw"])
+    if step["ho"] * step["wo"] == 1:
+        reached = 1.0
+    return entries * reached * max(1, int(step["out_words"]) // 8)
+
+
+def _bit_macs(step: Any) -> int:
+    return int(step["ho"] * step["wo"] * step["cout"]) * int(step["kh"] * step["kw"] * step["cin"])
+
+
+def set_limit(step: Any, costs: Costs | None = None) -> int:
+    """Most entries of a frame for which summing the rows of set bits beats xnor-popcount; 0 below half."""
+    costs = costs or machine_costs()
+    limit = _bit_macs(step) * costs.bit_mac / max(costs.set_row * set_rows(step, 1), 1e-12)
+    half = int(step["h"] * step["w"]) * (int(step["cin"]) // 2 + 8)
+    return int(min(limit, 1 << 40)) if limit >= half else 0
+
+
 def rows_limit(step: Any, costs: Costs | None = None) -> int:
     """Most flips of a frame for which the rows kernel should be the faster; step as the plan lays it out."""
     costs = costs or machine_costs()
-    bit_macs = int(step["ho"] * step["wo"] * step["cout"]) * int(step["kh"] * step["kw"] * step["cin"])
     words, table_bytes, _, _ = work(step, 0)
     _, _, vectors, _ = work(step, np.inf)
     _, _, _, rows = work(step, 1)
-    spare = bit_macs * costs.bit_mac - costs.word * words - costs.table_byte * table_bytes
+    dense = _bit_macs(step) * costs.bit_mac
+    if can_sum_sets(step) and set_limit(step, costs):
+        half = int(step["h"] * step["w"]) * (int(step["cin"]) // 2 + 8)
+        dense = min(dense, costs.set_row * set_rows(step, half))
+    spare = dense - costs.word * words - costs.table_byte * table_bytes
     each = max(costs.row * rows, 1e-9)
     few, many = spare / (each + costs.vector * rows), (spare - costs.vector * vectors) / each
     bits = int(step["h"] * step["w"] * step["cin"])
@@ -111,13 +136,11 @@ def measure() -> Costs:
     Takes about a second, once the kernels are compiled.
     """
     evicted = np.zeros(EVICTED_BYTES, np.uint8)
-    dense, rows = [], []
+    samples: dict[str, list[tuple[tuple[float, ...], float]]] = {"xnor": [], "set_rows": [], "rows": []}
     for channels, size in SHAPES:
-        for step, flips, seconds, by_rows in _timed_frames(_one_layer(channels, size), evicted):
-            macs = int(step["macs"])
-            (rows if by_rows else dense).append((work(step, flips) if by_rows else (macs,), 1e9 * seconds))
-    (bit_mac,) = _fit(dense)
-    return Costs(bit_mac, *_fit(rows))
+        for kernel, amounts, nanoseconds in _timed_frames(_one_layer(channels, size), evicted):
+            samples[kernel].append((amounts, nanoseconds))
+    return Costs(*_fit(samples["xnor"]), *_fit(samples["set_rows"]), *_fit(samples["rows"]))
 
 
 def _one_layer(channels: int, size: int) -> Model:
@@ -141,30 +164,36 @@ def _one_layer(channels: int, size: int) -> Model:
     )
 
 
-def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[Any, int, float, bool]]:
-    """(step, flips, seconds of the layer, whether by rows) of frames that change more and less."""
+def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[str, tuple[float, ...], float]]:
+    """(kernel, amounts of its work, nanoseconds) of frames that change more and less."""
     from .kernels.frame import Kind
     from .plan import build_plan
     from .stream import Stream
 
-    plan = build_plan(model, ALWAYS_ROWS)
-    vars(model)["plan"] = plan
-    index = [int(kind) for kind in plan.steps["kind"]].index(Kind.BINARY_CONV)
+    by_sets = build_plan(model, ALWAYS_ROWS)
+    by_xnor = replace(by_sets, steps=by_sets.steps.copy())
+    by_xnor.steps["set_limit"] = 0
+    index = [int(kind) for kind in by_sets.steps["kind"]].index(Kind.BINARY_CONV)
+    step = by_sets.steps[index]
+    streams = {"rows": Stream(model, "cached", by_sets), "xnor": Stream(model, "dense", by_xnor)}
+    if step["set_limit"]:
+        streams["set_rows"] = Stream(model, "dense", by_sets)
+
     rng = np.random.default_rng(0)
-    streams = (Stream(model, "cached"), Stream(model, "dense"))
     frame = rng.integers(0, 256, (*model.input_rule.crop, 3), np.uint8)
-    for stream in streams:
-        stream(frame)
-    for share in CHANGES * REPEATS:
+    half = int(step["h"] * step["w"]) * (int(step["cin"]) // 2 + 8)
+    for share in (1.0, *CHANGES * REPEATS):
         changed = rng.random(frame.shape[:2]) < share
         frame = np.where(changed[..., None], rng.integers(0, 256, frame.shape, np.uint8), frame)
-        for stream in streams:
+        for kernel, stream in streams.items():
             evicted += np.uint8(1)
+            first = not stream.stats
             stream(frame)
             layer = stream.stats[index]
-            if layer.path == "clean":
+            if first or layer.path == "clean":
                 continue
-            yield plan.steps[index], layer.flips, layer.seconds, stream.mode == "cached"
+            amounts = {"xnor": (float(_bit_macs(step)),), "set_rows": (set_rows(step, half),)}
+            yield kernel, amounts.get(kernel) or work(step, layer.flips), 1e9 * layer.seconds
 
 
 def _fit(samples: list[tuple[tuple[float, ...], float]]) -> list[float]:

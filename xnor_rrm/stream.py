@@ -36,6 +36,10 @@ def _scratch(plan: Plan) -> Scratch:
         risen_places=new("flips", np.int32),
         fallen_places=new("flips", np.int32),
         counts=new("counts", np.int64),
+        set_entries=new("set_entries", np.int32),
+        set_starts=new("set_pixels", np.int64),
+        set_ones=new("set_pixels", np.int64),
+        set_sums=new("set_sums", np.uint64),
         pixels=new("pixels", np.int64),
         more_pixels=new("pixels", np.int64),
         registers=new("registers", np.float32),
@@ -51,15 +55,16 @@ class Stream:
 
     model : shared, never written.  mode : "cached" computes what the changes since the last frame can
     reach; "dense" computes every frame from nothing. Both give the same bits on every frame.
+    plan : another one of the model than its own, by which kernels are chosen (plan.build_plan).
 
     One thread at a time may use a stream; different streams are independent.
     """
 
-    def __init__(self, model: Model, mode: Mode = "cached") -> None:
+    def __init__(self, model: Model, mode: Mode = "cached", plan: Plan | None = None) -> None:
         if mode not in ("cached", "dense"):
             raise XnorError("mode 'cached' or 'dense'", repr(mode))
         self.model, self.mode = model, mode
-        self._plan = model.plan
+        self._plan = plan or model.plan
         self._preprocess = Preprocessor(model.input_rule)
         self._report = np.zeros((len(self._plan.steps), REPORT), np.int64)
         self._state = State(*(aligned(size + 128, name) for name, size in self._plan.state.items()))
