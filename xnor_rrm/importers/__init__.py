@@ -9,8 +9,8 @@ An importer module has
     original(source, **options) -> Original
 
 `read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
-`original` rebuilds the network as the training code has it, in torch's own operations (original.py), and shares
-no code with `read` beyond opening the file: verify.py compares the two.
+`original` rebuilds the network as the training code has it, in torch's own operations (original.py), and
+shares no code with `read` beyond opening the file: verify.py compares the two.
 """
 
 from __future__ import annotations
