@@ -16,6 +16,8 @@ shares no code with `read` beyond opening the file: verify.py compares the two.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +54,18 @@ IMPORTERS: tuple[Importer, ...] = (
 )
 
 
-def convert(path: Path, **options: Any) -> Model:
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """A network brought over.
+
+    model : what it became.  original : makes the network as it was, to compare with; needs torch.
+    """
+
+    model: Model
+    original: Callable[[], Original]
+
+
+def bring_over(path: Path, **options: Any) -> Conversion:
     """Bring over the checkpoint at `path` with the importer that recognises it; see `xnor_rrm.convert`.
 
     Raises ConvertError for an unknown kind of file, naming those that are known, and for an unknown option.
@@ -69,4 +82,9 @@ def convert(path: Path, **options: Any) -> Model:
     if unknown:
         known = ", ".join(importer.OPTIONS) or "none"
         raise ConvertError(f"options of {importer.TITLE}: {known}", ", ".join(unknown))
-    return importer.read(source, **options)
+    return Conversion(importer.read(source, **options), partial(importer.original, source, **options))
+
+
+def convert(path: Path, **options: Any) -> Model:
+    """The model alone of `bring_over`."""
+    return bring_over(path, **options).model
