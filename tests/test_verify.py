@@ -11,7 +11,7 @@ import naive
 import numpy as np
 import numpy.typing as npt
 import pytest
-from models import Builder, random_frames
+from models import Builder, every_kind, random_frames, random_model
 from PIL import Image
 from test_cli import facts, invoke
 from test_importers import WRITERS, write_legacy_vgg
@@ -79,6 +79,15 @@ def test_a_right_conversion_passes(ties: bool) -> None:
             assert layer.bits == 4 * np.prod(model.shapes[name])
             assert layer.off < 1
         assert report.summary == "all signs are those of the original"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_kind_of_layer_passes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model = every_kind(rng) if seed == 0 else random_model(rng, blocks=3)
+    report = verify(model, by_oracle(model), frames(model))
+    assert report.passed, report.failures
+    assert all(layer.off < 1 for layer in report.layers.values())
 
 
 def shifted(model: Model, change: Callable[[str, Array], Array]) -> Original:
