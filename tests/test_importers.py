@@ -677,7 +677,9 @@ def test_weights_not_quite_binary_may_be_accepted_and_are_noted(tmp_path: Path) 
     lenient.take_signs("again", 4, 5)
     told = "10.00% others in {!r}, off by at most 0.25"
     assert source.notes["rounded"] == f"{told.format('rounded')}; {told.format('again')}"
-    with pytest.raises(ConvertError, match=r"5\.00% others in 'zero', off by at most 1\. 1 are 0, of no sign"):
+    with pytest.raises(
+        ConvertError, match=r"5\.00% others in 'zero', off by at most 1\. 1 are 0, of no sign"
+    ):
         lenient.take_signs("zero", 4, 5)
 
 
