@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConvertError
-from ..model import INPUT, Affine, Array, Layer, Window
+from ..model import INPUT, Affine, Array, Conv2d, Layer, Shape, Window
 from . import torch_file
 
 
@@ -57,6 +57,13 @@ class Tensors:
 
     def __init__(self, arrays: Mapping[str, Array], source: Checkpoint) -> None:
         self._arrays, self._source = dict(arrays), source
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array yet to be taken; that of none, ()."""
+        return self._arrays[name].shape if name in self._arrays else ()
 
     def take_raw(self, name: str) -> Array:
         """The array as it is stored."""
@@ -145,6 +152,33 @@ class Chain(list[Layer]):
     def last(self) -> str:
         """What the next layer of a sequence reads."""
         return self[-1].name if self else INPUT
+
+
+def flat_affine(layer: Affine, shape: Shape) -> Conv2d:
+    """An Affine over the flattened (C, H, W) of a (H, W, C) input, as a layer of shape (1, 1, C * H * W).
+
+    A convolution whose window is the whole input; in each channel's group every output reads one value.
+    """
+    height, width, channels = shape
+    size = height * width
+    if len(layer.scale) != channels * size:
+        raise ConvertError(f"{channels * size} channels in {layer.name!r}", str(len(layer.scale)))
+    weight = np.zeros((channels, size, size), np.float32)
+    weight[:, range(size), range(size)] = layer.scale.reshape(channels, size)
+    kernel = weight.reshape(-1, height, width, 1)
+    return Conv2d(layer.name, layer.inputs, kernel, layer.shift, Window((height, width)), channels)
+
+
+def refuse_zero_shift(layer: Affine) -> None:
+    """Raise ConvertError where a batch-norm before a sign leaves 0, which a ReLU gives it, at exactly 0.
+
+    torch.sign makes a third value of it. No other float is taken to exactly 0 but by a rare chance.
+    """
+    if zeros := int((layer.shift == 0).sum()):
+        raise ConvertError(
+            f"a batch-norm {layer.name!r} that takes the zeros of a ReLU above or below 0",
+            f"{zeros} of {layer.shift.size} channels that leave them at 0, of sign 0",
+        )
 
 
 def same_size(kernel: int) -> Window:
