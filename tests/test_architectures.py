@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from models import random_frames
 from PIL import Image
 from test_importers import Graph
 
-from xnor_rrm import Model, convert
+from xnor_rrm import Model, convert, read_video
 from xnor_rrm.errors import ConvertError
 from xnor_rrm.importers import bring_over
 from xnor_rrm.model import BinaryConv2d
@@ -199,7 +200,26 @@ def test_a_flat_batch_norm_of_another_size_is_named(tmp_path: Path) -> None:
         convert(saved(tmp_path, networks.LeNet5(), **changes))
 
 
-# A really trained one
+# Really trained ones
+
+#: A file of each family in the data folder, and its options.
+TRAINED: list[tuple[str, dict[str, Any]]] = [
+    ("bmxnet_resnet18_imagenet/*.params", {}),
+    ("nin_xnor_cifar10/*.tar", {"transposed": True}),
+    ("vgg13_xnor_cifar10/*.pth", {}),
+    ("lenet_xnor_mnist/*.pth", {}),
+]
+
+
+@pytest.mark.parametrize(("pattern", "options"), TRAINED)
+def test_trained_networks_pass(data_folder: Path, pattern: str, options: dict[str, Any]) -> None:
+    [path] = (data_folder / "models").glob(pattern)
+    conversion = bring_over(path, **options)
+    clip = islice(read_video(data_folder / "video" / "vtest.avi"), 3)
+    report = verify(conversion.model, conversion.original(), clip)
+    assert report.passed, report.failures
+    assert max(layer.off for layer in report.layers.values()) < 1
+    assert max(layer.share for layer in report.layers.values()) < 0.01
 
 
 def mnist(data: Path) -> Iterator[tuple[Array, int]]:

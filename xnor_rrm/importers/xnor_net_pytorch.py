@@ -43,7 +43,9 @@ from .xnor_net_original import original
 
 __all__ = ["OPTIONS", "TITLE", "original", "read", "recognise"]
 
-TITLE = "XNOR-Net-PyTorch NIN, LeNet-5, AlexNet or ResNet (tensors ....bn and .conv or .linear of its blocks)"
+TITLE = (
+    "XNOR-Net-PyTorch NIN / LeNet-5 / AlexNet / ResNet (blocks of tensors ....bn and ....conv or ....linear)"
+)
 OPTIONS = {"transposed": "the network was trained on transposed images: swap height and width of its kernels"}
 
 BN_EPS = 1e-4
