@@ -23,7 +23,8 @@ from PIL import Image
 from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.bits import pack_signs, unpack_signs
 from xnor_rrm.errors import ConvertError, ShapeError
-from xnor_rrm.importers import IMPORTERS
+from xnor_rrm.importers import IMPORTERS, bmxnet, packed_pytorch, xnor_net_pytorch
+from xnor_rrm.importers.checkpoint import Checkpoint, Tensors
 from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign, Window
 from xnor_rrm.torch_reference import FloatTwin
 
@@ -202,6 +203,12 @@ def test_bmxnet_computes_what_its_graph_says(tmp_path: Path, version: int, words
     for seed in range(3):
         x = np.random.default_rng(seed).integers(0, 256, model.input_shape).astype(np.float32)
         np.testing.assert_array_equal(twin(x), forward(x))
+        logits, kept = bmxnet.original(Checkpoint(tmp_path / "net-0001.params"), size=12)(x)
+        np.testing.assert_allclose(logits, forward(x), rtol=1e-6)
+        assert {name: value.shape for name, value in kept.items()} == {
+            "sign1": (6, 6, 32),
+            "bn2.sign": (6, 6, 64),
+        }
 
 
 def test_bmxnet_labels_come_from_a_synset_of_the_right_length(tmp_path: Path) -> None:
@@ -394,6 +401,13 @@ def tensors(state: State) -> State:
     }
 
 
+def assert_keeps_signs(model: Model, kept: dict[str, Array]) -> None:
+    """An original gives float32 of the right shape for each Sign layer, and nothing else."""
+    shapes = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
+    assert {name: value.shape for name, value in kept.items()} == shapes
+    assert all(value.dtype == np.float32 for value in kept.values())
+
+
 def nin_state(seed: int = 0) -> State:
     rng, cin = np.random.default_rng(seed), 12
 
@@ -507,6 +521,10 @@ def test_nin_computes_what_the_original_does(tmp_path: Path, prefix: str, contai
     np.testing.assert_allclose(
         FloatTwin(convert(path, transposed=True))(image), nin_forward(state, transposed), rtol=1e-3, atol=1e-4
     )
+    for flag, turned in ((False, image), (True, transposed)):
+        logits, kept = xnor_net_pytorch.original(Checkpoint(path), transposed=flag)(image)
+        np.testing.assert_allclose(logits, nin_forward(state, turned), rtol=1e-5, atol=1e-6)
+        assert_keeps_signs(convert(path, transposed=flag), kept)
 
 
 def test_nin_declares_its_pools_padding_and_labels(tmp_path: Path) -> None:
@@ -536,6 +554,9 @@ def test_vgg_computes_what_the_original_does(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         FloatTwin(model)(image), vgg_forward(state, signs, image), rtol=1e-3, atol=1e-4
     )
+    logits, kept = packed_pytorch.original(Checkpoint(tmp_path / "vgg.pth"))(image)
+    np.testing.assert_allclose(logits, vgg_forward(state, signs, image), rtol=1e-5, atol=1e-6)
+    assert_keeps_signs(model, kept)
 
 
 def set_value(name: str, index: tuple[int, ...], value: float) -> Callable[[State], None]:
@@ -626,6 +647,40 @@ def test_vgg_names_what_it_cannot_bring_over(
     torch.save(state, tmp_path / "vgg.pth")
     with pytest.raises(ConvertError, match=message):
         convert(tmp_path / "vgg.pth")
+
+
+def test_unused_tensors_may_be_accepted_and_are_noted(tmp_path: Path) -> None:
+    state = nin_state() | {"xnor.99.weight": torch.zeros(2), "epoch": torch.zeros(1)}
+    torch.save(state, tmp_path / "nin.pth")
+    with pytest.raises(ConvertError, match=r"got 2 more: epoch, xnor\.99\.weight"):
+        convert(tmp_path / "nin.pth")
+    assert convert(tmp_path / "nin.pth", accept_unused=True).info["unused"] == "2 more: epoch, xnor.99.weight"
+    torch.save(nin_state(), tmp_path / "nin.pth")
+    assert "unused" not in convert(tmp_path / "nin.pth", accept_unused=True).info
+
+
+def test_weights_not_quite_binary_may_be_accepted_and_are_noted(tmp_path: Path) -> None:
+    path = write_nin(tmp_path)[0]
+    exact = np.where(np.random.default_rng(0).random((4, 5)) < 0.5, np.float32(-1), np.float32(1))
+    rounded, zero = exact.copy(), exact.copy()
+    rounded[1, 2], rounded[3, 3], zero[0, 1] = -0.75, 1.125, 0
+    arrays = {"exact": exact, "rounded": rounded, "zero": zero, "again": rounded}
+    strict = Tensors(arrays, Checkpoint(path))
+    np.testing.assert_array_equal(strict.take_signs("exact", 4, 5), exact > 0)
+    with pytest.raises(
+        ConvertError, match=r"of exactly -1 and \+1, got 10.00% others in 'rounded', off by at mo"
+    ):
+        strict.take_signs("rounded", None, 5)
+    source = Checkpoint(path, accept_rounded=True)
+    lenient = Tensors(arrays, source)
+    np.testing.assert_array_equal(lenient.take_signs("rounded", None, 5), rounded > 0)
+    lenient.take_signs("again", 4, 5)
+    told = "10.00% others in {!r}, off by at most 0.25"
+    assert source.notes["rounded"] == f"{told.format('rounded')}; {told.format('again')}"
+    with pytest.raises(
+        ConvertError, match=r"5\.00% others in 'zero', off by at most 1\. 1 are 0, of no sign"
+    ):
+        lenient.take_signs("zero", 4, 5)
 
 
 # Any file

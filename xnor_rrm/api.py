@@ -16,8 +16,8 @@ from .model import Model
 def convert(source: str | Path, **options: Any) -> Model:
     """Bring over a trained checkpoint; the kind of file is recognised by its contents.
 
-    source : path of the checkpoint.  options : what the file cannot say, e.g. `transposed=True`; see
-        `xnor-rrm convert --help`.
+    source : path of the checkpoint.  options : what the file cannot say, e.g. `transposed=True`, and what
+        to accept, e.g. `accept_unused=True`; see `xnor-rrm convert --help`.
     Raises ConvertError, naming what is unknown and what is supported.
     """
     from .importers import convert as convert_file
