@@ -13,15 +13,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .model import BinaryConv2d, Clip, Conv2d, Layer, Model, Sign, Upsample
+from .model import INPUT, BinaryConv2d, Clip, Conv2d, Layer, Model, Sign, Upsample
 from .plan import describe
+
+if TYPE_CHECKING:
+    from .verify import VerifyReport
 
 #: Fields of one frame's record, in order: number from 0, class, its label and value, share of input bits
 #: flipped since the last frame (null for the first frame and in dense mode), milliseconds from raw frame
@@ -189,6 +192,38 @@ def _parameters(layer: Layer) -> int:
     if isinstance(layer, BinaryConv2d):
         count += layer.weight.shape[0] * layer.window_bits - layer.weight.size
     return count
+
+
+# --- verification ---------------------------------------------------------------------------------
+
+SIGN_COLUMNS = ("signs", "after", "bits", "differing", "smallest", "largest", "off")
+
+
+def sign_rows(report: VerifyReport) -> Rows:
+    """One row a Sign layer: share of bits that differ from the original's, |values| where, and `off`."""
+    return [
+        (
+            layer.name,
+            layer.source.name if layer.source else INPUT,
+            layer.bits,
+            layer.share,
+            layer.smallest,
+            layer.largest,
+            layer.off,
+        )
+        for layer in report.layers.values()
+    ]
+
+
+def verify_facts(report: VerifyReport) -> dict[str, Any]:
+    """Whole-network agreement, and what the signs say."""
+    return {
+        "verified_frames": report.frames,
+        "same_top1": f"{report.agreeing / report.frames:.1%}",
+        "logit_difference": report.logit_difference,
+        "signs": report.summary,
+        "failures": report.failed,
+    }
 
 
 # --- benchmarks -----------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConvertError, XnorError
-from ..model import INPUT, Array, Model, Shape
-from . import onnx_constants, onnx_file
+from ..model import Array, Model, Shape, Sign
+from . import onnx_constants, onnx_file, onnx_reference
 from .checkpoint import Checkpoint
 from .graph import Lowering, Node, Pair, Sides, input_rule
+from .original import Original
 
 TITLE = "ONNX graph (.onnx)"
 OPTIONS = {
@@ -53,16 +54,10 @@ def read(source: Checkpoint, *, size: int | None = None, mean: Any = None, std: 
     return builder.lowering.finish(builder.output(graph.output), source.name, rule, info)
 
 
-def original(
-    source: Checkpoint, *, size: int | None = None, **_: Any
-) -> Callable[[Array], tuple[Array, dict[str, Array]]]:
-    """The graph as onnx's reference evaluator computes it; see importers/__init__.py.
-
-    Where a pool or a concatenation of signs has become one of floats, its output stands for what is signed.
-    """
-    from . import onnx_reference
-
-    return onnx_reference.original(source.path)
+def original(source: Checkpoint, **options: Any) -> Original:
+    """The graph as onnx's reference evaluator computes it. `read` tells only which signs count."""
+    signs = [layer.name for layer in read(source, **options).layers if isinstance(layer, Sign)]
+    return onnx_reference.original(source.path, signs)
 
 
 def input_shape(graph: onnx_file.Graph, size: int | None) -> Shape:
@@ -131,9 +126,7 @@ class Builder:
     # What operators are made of
 
     def add(self, node: onnx_file.Node, op: str, *inputs: str, **constants: Any) -> None:
-        self.lowering.add(Node(op, layer_name(node.output), inputs, node.where, constants))
-        if layer_name(node.output) != node.output:
-            self.lowering.values[node.output] = self.lowering.values[layer_name(node.output)]
+        self.lowering.add(Node(op, node.output, inputs, node.where, constants))
 
     def constant(self, node: onnx_file.Node, index: int) -> Array:
         if (value := self.optional(node, index)) is None:
@@ -193,11 +186,6 @@ class Builder:
             raise ConvertError(f"a known auto_pad in {node.where}", auto)
         padding = pads[0], pads[2], pads[1], pads[3]
         return {"kernel": shape, "stride": stride, "padding": padding, "dilation": dilation}
-
-
-def layer_name(output: str) -> str:
-    """The layer that makes a value: of the same name, unless that is the input's in a model."""
-    return f"{output}_" if output == INPUT else output
 
 
 def _same_padding(

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConvertError, XnorError
-from ..model import Array, InputRule, Model, Shape
+from ..model import Array, InputRule, Model, Shape, Sign
 from .graph import Lowering, Node, Sides, input_rule
+from .original import Original
 
 if TYPE_CHECKING:
     import torch
@@ -62,32 +63,34 @@ def read(source: torch.nn.Module, *, input: Any = None, mean: Any = None, std: A
     return builder.lowering.finish(layer_name(builder.trace.output), name, rule, info)
 
 
-def original(
-    source: torch.nn.Module, *, input: Any = None, mean: Any = None, std: Any = None
-) -> Callable[[Array], tuple[Array, dict[str, Array]]]:
-    """The traced operators as torch computes them; see importers/__init__.py.
-
-    Where a pool or a concatenation of signs has become one of floats, its output stands for what is signed.
-    """
+def original(source: torch.nn.Module, **options: Any) -> Original:
+    """The traced operators as torch computes them. `read` tells only which signs count."""
     import torch
 
-    rule = _rule(input, mean, std)
-    traced = trace(source, (*rule.crop, rule.channels))
+    model = read(source, **options)
+    names = {layer.name for layer in model.layers if isinstance(layer, Sign)}
+    traced = trace(source, model.input_shape)
 
     def run(x: Array) -> tuple[Array, dict[str, Array]]:
-        image = torch.tensor(x).permute(2, 0, 1)[None].contiguous()
-        values: dict[fx.Node, Any] = {**traced.constants, traced.input: image}
-        computed, signs = {traced.input}, {}
+        values: dict[fx.Node, Any] = dict(traced.constants)
+        values[traced.input] = torch.tensor(x).permute(2, 0, 1)[None].contiguous()
+        computed, before, kept = {traced.input}, {}, {}
         with torch.no_grad():
             for node in traced.nodes:
                 values[node] = _execute(node, values)
                 if computed.isdisjoint(node.all_input_nodes):
                     continue
                 computed.add(node)
-                before = _signed(node, values)
-                if before is not None:
-                    signs[layer_name(node)] = before.reshape(_image_shape(node, values)).permute(1, 2, 0).numpy()
-        return values[traced.output].reshape(-1).numpy(), signs
+                sources = [each for each in node.all_input_nodes if each in computed]
+                if (value := _signed(node, values)) is None and all(each in before for each in sources):
+                    value = _moved(node, sources, values, before)
+                if value is not None:
+                    before[node] = value
+                    if layer_name(node) in names:
+                        image = value[0] if isinstance(value, tuple) else value
+                        image = image.reshape(_image_shape(node, values))
+                        kept[layer_name(node)] = image.permute(1, 2, 0).numpy()
+        return values[traced.output].reshape(-1).numpy(), kept
 
     return run
 
@@ -186,19 +189,26 @@ def _execute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 
 def _signed(node: fx.Node, values: dict[fx.Node, Any]) -> torch.Tensor | None:
-    """What the Sign layer of that name takes the sign of, in the original."""
+    """What the sign is taken of, in the original, if the operator is one."""
+    operands = [values[each] if each in values else each for each in node.args]
     match operator_name(node):
         case "sign":
-            return values[node.args[0]]
+            return operands[0]  # type: ignore[no-any-return]  # a tensor
         case "ge" | "lt":
-            a, b = (values.get(each, each) for each in node.args)
-            return a - b
+            return operands[0] - operands[1]  # type: ignore[no-any-return]  # a tensor
         case "gt" | "le":
-            a, b = (values.get(each, each) for each in node.args)
-            return b - a
-        case "getitem" | "cat" | "upsample_nearest2d":
-            return values[node] if values[node].is_floating_point() else None
+            return operands[1] - operands[0]  # type: ignore[no-any-return]  # a tensor
     return None
+
+
+def _moved(
+    node: fx.Node, sources: list[fx.Node], values: dict[fx.Node, Any], before: dict[fx.Node, Any]
+) -> Any:
+    """What signs become the signs of, where an operator only compares or moves them; None where it does more."""
+    if operator_name(node) in ("cat", "getitem", "max_pool2d_with_indices", "upsample_nearest2d"):
+        return _execute(node, values | {each: before[each] for each in sources})
+    same = len(sources) == 1 and getattr(values[node], "numel", int)() == before[sources[0]].numel()
+    return before[sources[0]] if same else None
 
 
 def _image_shape(node: fx.Node, values: dict[fx.Node, Any]) -> tuple[int, ...]:
