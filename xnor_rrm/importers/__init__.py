@@ -8,9 +8,10 @@ An importer module has
     read(source, **options) -> Model
     original(source, **options) -> Original
 
-(one of a module in memory, torch_module.py, gets that as its source). `read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
+`read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
 `original` rebuilds the network as the training code has it, in torch's own operations (original.py), and
-shares no code with `read` beyond opening the file: verify.py compares the two.
+shares no code with `read` beyond opening the file: verify.py compares the two. The source is a Checkpoint;
+only that of torch_module is a module in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Importer(Protocol):
     def OPTIONS(self) -> Mapping[str, str]: ...  # noqa: N802  # stands for a module's constant
 
     @property
-    def recognise(self) -> Callable[[Checkpoint], bool]: ...
+    def recognise(self) -> Callable[[Any], bool]: ...
 
     @property
     def read(self) -> Callable[..., Model]: ...
@@ -71,23 +72,26 @@ def bring_over(network: object, **options: Any) -> Conversion:
 
     Raises ConvertError for an unknown kind of file, naming those that are known, and for an unknown option.
     """
-    importer: Importer | None = torch_module
-    source: Any = network
-    if isinstance(network, Path):
-        source = Checkpoint(network)
-        importer = next((each for each in IMPORTERS if each.recognise(source)), None)
-        if importer is None:
-            names = list(source.state_dict or ())
-            found = f"tensors {summary(names)}" if names else f"first bytes {source.head[:8].hex(' ')!r}"
-            known = "; ".join(each.TITLE for each in IMPORTERS)
-            raise ConvertError(f"one of: {known}", f"{network.name} with {found}")
-    elif not torch_module.recognise(network):
-        raise ConvertError(f"a path or a {torch_module.TITLE}", type(network).__name__)
+    source = Checkpoint(network) if isinstance(network, Path) else network
+    importer = _importer(source) if isinstance(source, Checkpoint) else torch_module
+    if importer is torch_module and not torch_module.recognise(source):
+        raise ConvertError(f"a path or a {torch_module.TITLE}", type(source).__name__)
     unknown = sorted(options.keys() - importer.OPTIONS.keys())
     if unknown:
         known = ", ".join(importer.OPTIONS) or "none"
         raise ConvertError(f"options of {importer.TITLE}: {known}", ", ".join(unknown))
     return Conversion(importer.read(source, **options), partial(importer.original, source, **options))
+
+
+def _importer(source: Checkpoint) -> Importer:
+    importer = next((each for each in IMPORTERS if each.recognise(source)), None)
+    if importer is None:
+        names = list(source.state_dict or ())
+        found = f"tensors {summary(names)}" if names else f"first bytes {source.head[:8].hex(' ')!r}"
+        raise ConvertError(
+            "one of: " + "; ".join(each.TITLE for each in IMPORTERS), f"{source.path.name} with {found}"
+        )
+    return importer
 
 
 def convert(network: object, **options: Any) -> Model:

@@ -1,8 +1,8 @@
 """What graphs of operators become: one small form that graph importers fill, lowered to layers node by node.
 
-A `Node` is one operation of a network on batches of one, NCHW or, once flattened, two-dimensional. `Lowering`
-follows what each value is: floats of a layer, or signs, which are `scale * s + offset` with s = +-1 of a Sign
-layer. So `2 * (x >= 0) - 1` and `where(x >= 0, 1, -1)` are the same signs, and a convolution of signs is binary.
+A `Node` is one operation of a network on batches of one, NCHW or, once flattened, two-dimensional.
+`Lowering` follows what each value is: floats of a layer, or signs: `scale * s + offset`, s the +-1 of a Sign
+layer. So `2 * (x >= 0) - 1` and `where(x >= 0, 1, -1)` are the same, and a convolution of signs is binary.
 
 - A convolution of signs takes weights of one magnitude in each output channel, alpha; others are refused.
 - `x > 0` is +1 where `-x >= 0` is not. A three-valued sign, of which sign(0) = 0, is taken where zeros.py
@@ -57,7 +57,7 @@ NO_PADDING: Sides = (0, 0, 0, 0)
 #: Largest side of an input, a window or its padding, and most values of one layer.
 MAX_SIDE, MAX_VALUES = 8192, 1 << 28
 
-#: What weights written as `w.detach() - c.detach() + c`, |c| <= 1, are off by, and how much of alpha that may be.
+#: How far weights are off that are written `w.detach() - c.detach() + c`, |c| <= 1, and in shares of alpha.
 WEIGHT_ROUNDING, WEIGHT_TOLERANCE = 2.0**-22, 0.01
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -166,9 +166,7 @@ class Lowering:
             raise ConvertError("classes, or a map, as the output", f"{output!r}, a flattened map")
         needed = self._needed(value.layer)
         for layer, where in self._three_valued.items():
-            if layer in needed and (
-                channel := first_zero(self.layers, self.shapes, rule, layer)
-            ) is not None:
+            if layer in needed and (channel := first_zero(self.layers, self.shapes, rule, layer)) is not None:
                 raise ConvertError(
                     "a sign whose input is never exactly 0",
                     f"{where}, of which channel {channel} can be",
@@ -229,7 +227,8 @@ class Lowering:
         floats = self.append(node, dataclasses.replace(layer, name=f"{node.name}.float", inputs=sources))
         self.append(node, Sign(node.name, (floats.layer,)))
         places = [self._three_valued[name] for name in layer.inputs if name in self._three_valued]
-        self._three_valued.update({node.name: place for place in places[:1]})
+        if places:
+            self._three_valued[node.name] = places[0]
         return dataclasses.replace(first, layer=node.name)
 
     def sign(self, node: Node, source: Floats, *, three_valued: bool) -> Signs:
@@ -240,26 +239,20 @@ class Lowering:
         beyond = float(np.sign(source.pad_value)) or (0.0 if three_valued else 1.0)
         return Signs(value.layer, source.flat, source.padding, beyond)
 
-    def affine(self, node: Node, source: Floats, scale: Any = None, shift: Any = None) -> Floats:
-        """x * scale + shift, one of which may be left out. Taken into the layer before where that is exact."""
-        unpadded(node, source)
-        before = self.layers.get(source.layer)
-        if shift is None:
-            factors = self.per_channel(node, source, scale)
-            unscaled = isinstance(before, BinaryConv2d) and (before.alpha == 1).all()
-            if unscaled and not before.bias.any():  # type: ignore[union-attr]  # checked a line above
-                layer = dataclasses.replace(before, name=node.name, alpha=factors)  # type: ignore[type-var]
-            else:
-                layer = Affine(node.name, (source.layer,), factors, np.zeros_like(factors))
-        else:
-            terms = self.per_channel(node, source, shift)
-            if scale is None and isinstance(before, Conv2d | BinaryConv2d) and not before.bias.any():
+    def affine(self, node: Node, source: Floats, scale: Any = 1.0, shift: Any = 0.0) -> Floats:
+        """x * scale + shift. A scale or shift alone goes into the layer before where that changes no bit."""
+        before = self.layers.get(unpadded(node, source).layer)
+        factors, terms = self.per_channel(node, source, scale), self.per_channel(node, source, shift)
+        layer: Layer = Affine(node.name, (source.layer,), factors, terms)
+        match before:
+            case BinaryConv2d(alpha=alpha, bias=bias) if not (
+                terms.any() or bias.any() or (alpha != 1).any()
+            ):
+                layer = dataclasses.replace(before, name=node.name, alpha=factors)
+            case BinaryConv2d(bias=bias) | Conv2d(bias=bias) if (factors == 1).all() and not bias.any():
                 layer = dataclasses.replace(before, name=node.name, bias=terms)
-            elif scale is None and isinstance(before, Affine) and not before.shift.any():
+            case Affine(shift=zero) if (factors == 1).all() and not zero.any():
                 layer = dataclasses.replace(before, name=node.name, shift=terms)
-            else:
-                factors = np.ones_like(terms) if scale is None else self.per_channel(node, source, scale)
-                layer = Affine(node.name, (source.layer,), factors, terms)
         return dataclasses.replace(source, layer=self.append(node, layer).layer)
 
     # Inside
@@ -269,12 +262,10 @@ class Lowering:
             values = [self.values[name] for name in node.inputs]
             if node.op == "same":
                 return values[0]
-            key = node.op, tuple(values), tuple(sorted(node.constants.items()))
-            try:
-                if key in self._known:  # the same signs of the same values, once
-                    return self._known[key]
-            except TypeError:  # arrays among the constants
-                key = None  # type: ignore[assignment]
+            key = _key(node, values)
+            if key in self._known:  # the same signs of the same values, once
+                return self._known[key]
+            value: Value
             if node.op in KEEP_DIFFERENCES:
                 value = KEEP_DIFFERENCES[node.op](self, node, *values)
             else:
@@ -282,7 +273,7 @@ class Lowering:
                 value = OPERATIONS[node.op](self, node, *settled, **node.constants)
         except XnorError as error:
             return Refused(_located(node, error).with_traceback(None))
-        if key is not None:
+        if key:
             self._known[key] = value
         return value
 
@@ -309,6 +300,13 @@ class Lowering:
                 needed.add(name)
                 ahead += self.layers[name].inputs
         return needed
+
+
+def _key(node: Node, values: list[Value]) -> tuple[Any, ...]:
+    """The same for equal operations; () where arrays are among the constants."""
+    constants = tuple(sorted(node.constants.items()))
+    plain = all(isinstance(value, bool | int | float | str | tuple | None) for _, value in constants)
+    return (node.op, tuple(values), constants) if plain else ()
 
 
 def _located(node: Node, error: XnorError) -> XnorError:
@@ -342,8 +340,14 @@ def image(node: Node, value: Floats) -> Floats:
 def window(node: Node, kernel: Pair, stride: Pair, padding: Sides, dilation: Pair) -> Window:
     numbers = (*kernel, *stride, *padding, *dilation)
     if len(numbers) != 10 or not all(0 <= number <= MAX_SIDE for number in numbers):
-        raise ConvertError(f"a two-dimensional window of sizes up to {MAX_SIDE} in {node.where}", f"{numbers}")
+        raise ConvertError(
+            f"a two-dimensional window of sizes up to {MAX_SIDE} in {node.where}", f"{numbers}"
+        )
     return Window(kernel, stride, padding, dilation)
+
+
+def _both(a: Sides, b: Sides) -> Sides:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
 
 
 # Operations. Each takes the values that it reads and its constants.
@@ -401,7 +405,9 @@ def _scaled(node: Node, x: Signs, factor: float, term: float) -> Signs:
 def _one_number(node: Node, constant: Any) -> float:
     array = np.asarray(constant)
     if array.size < 1 or array.dtype.kind not in "fiub" or not (array == array.flat[0]).all():
-        raise ConvertError(f"one number for all channels after a sign in {node.where}", f"{list(array.shape)}")
+        raise ConvertError(
+            f"one number for all channels after a sign in {node.where}", f"{list(array.shape)}"
+        )
     return float(array.flat[0])
 
 
@@ -437,7 +443,9 @@ def _batch_norm(
 
 def _relu(lowering: Lowering, node: Node, x: Floats) -> Floats:
     """x where x > 0, else 0."""
-    return dataclasses.replace(x, layer=lowering.append(node, Relu(node.name, (floats(node, x).layer,))).layer)
+    return dataclasses.replace(
+        x, layer=lowering.append(node, Relu(node.name, (floats(node, x).layer,))).layer
+    )
 
 
 def _prelu(lowering: Lowering, node: Node, x: Floats, *, slope: Any) -> Floats:
@@ -507,17 +515,16 @@ def _convolution(
 ) -> Floats:
     if x.padding != NO_PADDING and any(padding) and x.pad_value:
         raise ConvertError(f"padding of one value in {node.where}", f"0 around {x.pad_value}")
-    sides = tuple(a + b for a, b in zip(padding, x.padding, strict=True))
-    geometry = window(node, weight.shape[2:], stride, sides, dilation)  # type: ignore[arg-type]  # of four
+    kernel = weight.shape[2], weight.shape[3]
+    geometry = window(node, kernel, stride, _both(padding, x.padding), dilation)
     lowering.spend(weight.nbytes + 8 * len(weight), node)
-    terms = Tensors({f"{node.name}.bias": bias}).take(f"{node.name}.bias", len(weight)) if bias is not None else 0
-    shift = np.broadcast_to(np.float32(terms), (len(weight),))
+    shift = np.zeros(len(weight), np.float32)
+    if bias is not None:
+        shift = Tensors({f"{node.name}.bias": bias}).take(f"{node.name}.bias", len(weight))
     if not isinstance(x, Signs):
         if x.pad_value:
             raise ConvertError(f"zeros around the input of {node.where}", f"{x.pad_value}")
-        layer: Layer = Conv2d(
-            node.name, (x.layer,), weight.transpose(0, 2, 3, 1), shift, geometry, groups
-        )
+        layer: Layer = Conv2d(node.name, (x.layer,), weight.transpose(0, 2, 3, 1), shift, geometry, groups)
         return dataclasses.replace(lowering.append(node, layer), flat=x.flat)
     beyond = x.pad_value / x.scale if x.padding != NO_PADDING else 0.0
     if x.offset or beyond not in (-1, 0, 1):
@@ -543,7 +550,7 @@ def _convolution(
 
 
 def binarize(node: Node, weight: Array) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Signs bool of the weight's shape, and alpha float64[Cout], of float32[Cout, ...]: weight = alpha * sign.
+    """weight = alpha * sign: signs, bool of its shape, and alpha, float64[Cout], of float32[Cout, ...].
 
     Raises ConvertError for NaN and for weights of more than one magnitude in an output channel, 0 among them.
     A channel of zeros has alpha 0.
@@ -599,11 +606,13 @@ def _average_pool(
     if source.padding != NO_PADDING:
         if source.pad_value or (any(padding) and not count_padding):
             raise ConvertError("a convolution after a Pad", node.where)
-        padding, count_padding = tuple(a + b for a, b in zip(padding, source.padding, strict=True)), True  # type: ignore[assignment]
+        padding, count_padding = _both(padding, source.padding), True
     geometry = window(node, kernel, stride, padding, (1, 1))
     reaching = _reaching(geometry, lowering.shapes[source.layer]) if ceil else geometry
     if reaching != geometry and count_padding:
-        raise ConvertError("an average pool whose windows end within the padding", f"{node.where} (ceil mode)")
+        raise ConvertError(
+            "an average pool whose windows end within the padding", f"{node.where} (ceil mode)"
+        )
     return lowering.append(node, AvgPool(node.name, (source.layer,), reaching, count_padding))
 
 
@@ -617,7 +626,7 @@ def _reaching(window: Window, shape: Shape) -> Window:
         if last >= size + before:
             last -= stride
         sides[2 * axis + 1] = max(after, last + reach - size - before)
-    return dataclasses.replace(window, padding=tuple(sides))
+    return dataclasses.replace(window, padding=(sides[0], sides[1], sides[2], sides[3]))
 
 
 def _mean(lowering: Lowering, node: Node, x: Floats, *, size: Pair = (1, 1), flat: bool = False) -> Floats:
@@ -649,9 +658,7 @@ def _concat(lowering: Lowering, node: Node, *values: Floats) -> Floats:
     if values[0].flat and any(math.prod(lowering.shapes[value.layer][:2]) > 1 for value in values):
         raise ConvertError(f"NCHW values in {node.where}", "flattened ones")
     layer = Concat(node.name, tuple(value.layer for value in values))
-    return dataclasses.replace(
-        lowering.before_sign(node, values, layer), flat=values[0].flat
-    )
+    return dataclasses.replace(lowering.before_sign(node, values, layer), flat=values[0].flat)
 
 
 def _flatten(lowering: Lowering, node: Node, x: Floats) -> Floats:
@@ -680,8 +687,7 @@ def _pad(lowering: Lowering, node: Node, x: Floats, *, padding: Sides, value: fl
         return x
     if min(padding) < 0 or max(padding) > MAX_SIDE or (x.padding != NO_PADDING and x.pad_value != value):
         raise ConvertError(f"padding of one value, at most {MAX_SIDE} wide, in {node.where}", f"{padding}")
-    sides = tuple(a + b for a, b in zip(x.padding, padding, strict=True))
-    return dataclasses.replace(x, padding=sides, pad_value=value)
+    return dataclasses.replace(x, padding=_both(x.padding, padding), pad_value=value)
 
 
 def _upsample(lowering: Lowering, node: Node, x: Floats, *, factor: int) -> Floats:

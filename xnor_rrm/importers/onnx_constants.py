@@ -76,10 +76,10 @@ def _cast(node: Node, array: Array) -> Array:
 
 
 def _clip(node: Node, array: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    if any(limit is not None and limit.size > 1 for limit in (low, high)):
+        raise ConvertError(f"one number each as the limits of {node.where}", "arrays")
     least = node.number("min", 0) if node.has("min") else low
     most = node.number("max", 0) if node.has("max") else high
-    if any(np.size(limit) > 1 for limit in (least, most)):
-        raise ConvertError(f"one number each as the limits of {node.where}", "arrays")
     return np.clip(array, least, most).astype(array.dtype)
 
 

@@ -1,8 +1,8 @@
 """ONNX graphs of binary networks, QONNX's BipolarQuant included.
 
-Convolutions and linear layers whose input is a sign are binary. A sign is Sign, BipolarQuant (>= 0 is +1), or a
-comparison with a constant that becomes two opposite numbers, by Where or by arithmetic. Weights may be computed
-from constants: whatever depends on nothing else is evaluated here first. ONNX's Sign(0) is 0: see graph.py.
+Convolutions and linear layers whose input is a sign are binary. A sign is Sign, BipolarQuant (>= 0 is +1), or
+a comparison with a constant that becomes two opposite numbers, by Where or by arithmetic. Weights may be
+computed from constants: what depends on nothing else is evaluated first. ONNX's Sign(0) is 0: see graph.py.
 
 x / c is taken as x times float32(1 / c). Logits are the input of a final softmax.
 """
@@ -28,6 +28,9 @@ OPTIONS = {
     "std": "of each channel of the input, 0 to 255, where it is not the usual",
 }
 
+#: What may follow the version in a ModelProto, as protobuf tags: producer, domain, description, graph, opset.
+FIELDS = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+
 #: Arrays made may take this many bytes, and this many times the file's.
 BUDGET, GROWTH = 1 << 26, 16
 
@@ -35,14 +38,14 @@ BUDGET, GROWTH = 1 << 26, 16
 def recognise(source: Checkpoint) -> bool:
     """A ModelProto: its version, a small number, then the producer, domain, graph or opset."""
     head = source.head
-    return head[:1] == b"\x08" and 3 <= head[1] <= 64 and head[2:3] in (b"\x12", b"\x1a", b'"', b"(", b"2", b":", b"B")
+    return len(head) > 2 and head[0] == 0x08 and 3 <= head[1] <= 64 and head[2] in FIELDS
 
 
 def read(source: Checkpoint, *, size: int | None = None, mean: Any = None, std: Any = None) -> Model:
     """The model; its output are the logits before a final softmax.
 
-    Raises ConvertError for a damaged file, an operator or attribute that is not known, and weights under a sign
-    that are not binary.
+    Raises ConvertError for a damaged file, an operator or attribute that is not known, and weights under a
+    sign that are not binary.
     """
     graph = onnx_file.read(source.path)
     shape = input_shape(graph, size)
@@ -61,7 +64,7 @@ def original(source: Checkpoint, **options: Any) -> Original:
 
 
 def input_shape(graph: onnx_file.Graph, size: int | None) -> Shape:
-    """(H, W, C) of the input, a batch of one NCHW image. Raises ConvertError where it is none, or is left open."""
+    """(H, W, C) of the input, a batch of one NCHW image. Raises ConvertError where it is none, or open."""
     if size is not None and (type(size) is not int or size < 1):
         raise ConvertError("a size of at least 1 pixel", repr(size))
     if len(graph.dims) != 4 or graph.dims[0] not in (0, 1):
@@ -73,7 +76,9 @@ def input_shape(graph: onnx_file.Graph, size: int | None) -> Shape:
         raise ConvertError(f"an input of {height}x{width}, as the file has it", f"size {size}")
     height, width = height or size or 0, width or size or 0
     if not (height and width):
-        raise ConvertError("a size of the input", "none in the file", "Give height and width as the option size.")
+        raise ConvertError(
+            "a size of the input", "none in the file", "Give height and width as the option size."
+        )
     return height, width, channels
 
 
@@ -162,7 +167,7 @@ class Builder:
         return names
 
     def split(self, node: onnx_file.Node) -> tuple[str, Array | None, bool]:
-        """Of a binary operator: its first computed input, its constant if it has one, and whether that is first."""
+        """Of two inputs: the first that is computed, the constant one if any, and whether that is first."""
         if len(node.inputs) != 2:
             raise ConvertError(f"2 inputs of {node.where}", f"{len(node.inputs)}")
         first, second = node.inputs
@@ -240,7 +245,9 @@ def _comparison(relation: str) -> Callable[[Builder, onnx_file.Node], None]:
         source, threshold, first = b.split(node)
         if threshold is None:
             raise ConvertError(f"a comparison with a constant in {node.where}", "two computed values")
-        b.add(node, "compare", source, relation=MIRRORED[relation] if first else relation, threshold=threshold)
+        b.add(
+            node, "compare", source, relation=MIRRORED[relation] if first else relation, threshold=threshold
+        )
 
     return convert
 
@@ -419,9 +426,11 @@ def _pad(b: Builder, node: onnx_file.Node) -> None:
     pads = node.integers("pads", b.numbers(node, 1) or ())
     value = node.number("value", b.scalar(node, 2) or 0.0)
     axes = tuple(axis % 4 for axis in b.numbers(node, 3) or range(len(pads) // 2))
-    if len(pads) != 2 * len(axes) or len(set(axes)) != len(axes) or not {2, 3} >= {
-        axis for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]
-    }:
+    if (
+        len(pads) != 2 * len(axes)
+        or len(set(axes)) != len(axes)
+        or not {2, 3} >= {axis for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]}
+    ):
         raise ConvertError(f"padding of height and width in {node.where}", f"{pads} of axes {axes}")
     before, after = dict(zip(axes, pads, strict=False)), dict(zip(axes, pads[len(axes) :], strict=False))
     sides: Sides = (before.get(2, 0), after.get(2, 0), before.get(3, 0), after.get(3, 0))
@@ -429,27 +438,26 @@ def _pad(b: Builder, node: onnx_file.Node) -> None:
 
 
 def _upsample(b: Builder, node: onnx_file.Node) -> None:
-    """Upsample has its factors as an attribute or an input, Resize as one of two inputs."""
+    """Upsample's factors are an attribute or input 1; Resize's input 1 (up to opset 10), 2, or sizes, 3."""
     node.require("mode", "nearest", default="nearest")
-    (source,) = b.computed(node)
-    resize = node.op == "Resize" and len(node.inputs) > 2
-    if resize:
-        b.optional(node, 1)  # the region of interest, which only cropping reads
+    (source,), resize = b.computed(node), node.op == "Resize" and len(node.inputs) > 2
     scales = node.floats("scales") if node.has("scales") else b.optional(node, 2 if resize else 1)
-    if node.op == "Resize":
-        # Each of these pairs repeats a pixel `factor` times; the others shift the image.
-        how = node.text("coordinate_transformation_mode", "half_pixel"), node.text("nearest_mode", "round_prefer_floor")
-        halves = how[0] in ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel")
-        if not (halves and how[1].startswith("round_prefer_")) and how != ("asymmetric", "floor"):
-            raise ConvertError(f"pixels repeated in {node.where}", f"{how[0]} with {how[1]}")
-        for key, number in (("cubic_coeff_a", -0.75), ("extrapolation_value", 0.0)):
-            node.number(key, number)
+    if resize:
+        place = node.text("coordinate_transformation_mode", "half_pixel")
+        rounding = node.text("nearest_mode", "round_prefer_floor")
+        # These repeat each pixel `factor` times; others shift the image.
+        repeats = place.endswith(("half_pixel", "half_pixel_symmetric")) and "round_prefer" in rounding
+        if not repeats and (place, rounding) != ("asymmetric", "floor"):
+            raise ConvertError(f"pixels repeated in {node.where}", f"{place} with {rounding}")
+        node.number("cubic_coeff_a", -0.75)
+        node.number("extrapolation_value", 0.0)
         node.integer("exclude_outside", 0)
-    shape = b.lowering.shape(source)
-    sizes = b.numbers(node, 3)
-    factors = [a / b for a, b in zip(sizes, shape, strict=False)] if sizes else list(scales if scales is not None else ())
-    if len(factors) != 4 or factors[:2] != [1, 1] or factors[2] != factors[3] or not float(factors[2]).is_integer():
-        raise ConvertError(f"one integer factor for height and width in {node.where}", f"{factors[:4]}")
+    shape, sizes = b.lowering.shape(source), b.numbers(node, 3)
+    factors = [float(factor) for factor in (() if scales is None else scales.reshape(-1)[:4])]
+    if sizes:
+        factors = [n / m for n, m in zip(sizes, shape, strict=True)]
+    if len(factors) != 4 or factors[:2] != [1, 1] or factors[2] != factors[3] or factors[2] % 1:
+        raise ConvertError(f"one integer factor for height and width in {node.where}", f"{factors}")
     b.add(node, "upsample", source, factor=int(factors[2]))
 
 

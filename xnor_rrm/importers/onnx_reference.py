@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,29 @@ def original(path: Path, names: Collection[str]) -> Original:
     from onnx import helper, reference
     from onnx.reference.op_run import OpRun
 
-    class BipolarQuant(OpRun):  # type: ignore[misc]  # untyped
+    class BipolarQuant(OpRun):
         op_domain = "qonnx.custom_op.general"
 
         def _run(self, x: Array, scale: Array) -> tuple[Array]:
             return (np.where(x >= 0, scale, -scale).astype(np.float32),)
 
     graph, proto = onnx_file.read(path), onnx_file.parse(path)
-    needed = {graph.output}
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    last = makers[graph.output]
+    logits = last.input[0] if last.op_type in ("LogSoftmax", "Softmax") else graph.output
+    needed = {logits}
     for node in reversed(proto.graph.node):
         if needed & set(node.output):
             needed.update(node.input)
 
-    def evaluator(node: Any) -> reference.ReferenceEvaluator:
+    def evaluator(node: Any) -> Callable[[dict[str, Array]], list[Array]]:
         inputs = [helper.make_tensor_value_info(name, 1, None) for name in dict.fromkeys(node.input) if name]
         outputs = [helper.make_tensor_value_info(name, 1, None) for name in node.output if name]
         model = helper.make_model(
             helper.make_graph([node], "node", inputs, outputs), opset_imports=proto.opset_import
         )
-        return reference.ReferenceEvaluator(model, new_ops=[BipolarQuant])
+        evaluate: Any = reference.ReferenceEvaluator(model, new_ops=[BipolarQuant])
+        return lambda read: evaluate.run(None, read)
 
     nodes = [(node, evaluator(node)) for node in proto.graph.node if needed & set(node.output)]
 
@@ -53,7 +57,7 @@ def original(path: Path, names: Collection[str]) -> Original:
         before: dict[str, Array] = {}
         for node, evaluate in nodes:
             read = {name: values[name] for name in node.input if name}
-            made = evaluate.run(None, read)
+            made = evaluate(read)
             values.update(zip(filter(None, node.output), made, strict=True))
             sources, output = [name for name in node.input if name in computed], node.output[0]
             if not sources:
@@ -69,10 +73,10 @@ def original(path: Path, names: Collection[str]) -> Original:
             elif node.op_type in ("Greater", "LessOrEqual"):
                 before[output] = read[node.input[1]] - read[node.input[0]]
             elif node.op_type in MOVING and len(known) == len(sources):
-                before[output] = evaluate.run(None, read | dict(zip(sources, known, strict=True)))[0]
+                before[output] = evaluate(read | dict(zip(sources, known, strict=True)))[0]
             elif len(known) == 1 and len(sources) == 1 and known[0].size == values[output].size:
                 before[output] = known[0]
         kept = {name: before[name].reshape(shapes[name]).transpose(1, 2, 0) for name in names}
-        return values[graph.output].reshape(-1), kept
+        return values[logits].reshape(-1), kept
 
     return run

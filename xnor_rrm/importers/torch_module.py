@@ -1,10 +1,10 @@
-"""Modules of PyTorch, traced by torch.export: what their forward computes in evaluation, operator by operator.
+"""Modules of PyTorch, traced by torch.export: what their forward computes in evaluation.
 
     xnor_rrm.convert(module, input=(3, 32, 32))
 
 Convolutions and linear layers whose input is a sign are binary: torch.sign, a comparison that becomes two
-opposite numbers, or an autograd Function or straight-through estimator whose forward is one. Their weights may
-be any expression of parameters: what depends on nothing else is evaluated here first. torch.sign(0) is 0: see
+opposite numbers, or an autograd Function or straight-through estimator whose forward is one. Their weights
+may be any expression of parameters: what depends on nothing else is evaluated first. torch.sign(0) is 0: see
 graph.py. x / c is taken as x times float32(1 / c). Logits are the input of a final softmax.
 """
 
@@ -70,11 +70,15 @@ def original(source: torch.nn.Module, **options: Any) -> Original:
     model = read(source, **options)
     names = {layer.name for layer in model.layers if isinstance(layer, Sign)}
     traced = trace(source, model.input_shape)
+    logits = traced.output
+    if operator_name(logits) in ("_log_softmax", "_softmax"):
+        logits = logits.all_input_nodes[0]
 
     def run(x: Array) -> tuple[Array, dict[str, Array]]:
         values: dict[fx.Node, Any] = dict(traced.constants)
         values[traced.input] = torch.tensor(x).permute(2, 0, 1)[None].contiguous()
-        computed, before, kept = {traced.input}, {}, {}
+        computed, kept = {traced.input}, {}
+        before: dict[fx.Node, Any] = {}
         with torch.no_grad():
             for node in traced.nodes:
                 values[node] = _execute(node, values)
@@ -90,7 +94,7 @@ def original(source: torch.nn.Module, **options: Any) -> Original:
                         image = value[0] if isinstance(value, tuple) else value
                         image = image.reshape(_image_shape(node, values))
                         kept[layer_name(node)] = image.permute(1, 2, 0).numpy()
-        return values[traced.output].reshape(-1).numpy(), kept
+        return values[logits].reshape(-1).numpy(), kept
 
     return run
 
@@ -121,6 +125,8 @@ def trace(module: torch.nn.Module, shape: Shape) -> Trace:
     if any(each.training for each in module.modules()):
         raise ConvertError("a module in evaluation mode", "one in training mode", "Call module.eval() first.")
     height, width, channels = shape
+    if not hasattr(torch.export, "default_decompositions"):
+        raise ConvertError("PyTorch 2.6 or newer, to trace modules", torch.__version__)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the inside of torch
@@ -129,11 +135,12 @@ def trace(module: torch.nn.Module, shape: Shape) -> Trace:
             for name in KEPT:
                 packet = getattr(torch.ops.aten, name)
                 for overload in packet.overloads():
-                    table.pop(getattr(packet, overload), None)
+                    table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
             program = program.run_decompositions(table)
     except Exception as error:  # whatever the module's own code raises, and torch about it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConvertError(f"a module that torch.export traces for {channels}x{height}x{width}", reason) from error
+        expected = f"a module that torch.export traces for {channels}x{height}x{width}"
+        raise ConvertError(expected, reason) from error
 
     placeholders = program.graph.find_nodes(op="placeholder")
     constants, inputs = {}, []
@@ -190,21 +197,23 @@ def _execute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 def _signed(node: fx.Node, values: dict[fx.Node, Any]) -> torch.Tensor | None:
     """What the sign is taken of, in the original, if the operator is one."""
-    operands = [values[each] if each in values else each for each in node.args]
+    import torch
+
+    operands: list[Any] = [values.get(each, each) for each in node.args]  # type: ignore[arg-type]
     match operator_name(node):
         case "sign":
-            return operands[0]  # type: ignore[no-any-return]  # a tensor
+            return torch.as_tensor(operands[0])
         case "ge" | "lt":
-            return operands[0] - operands[1]  # type: ignore[no-any-return]  # a tensor
+            return torch.as_tensor(operands[0] - operands[1])
         case "gt" | "le":
-            return operands[1] - operands[0]  # type: ignore[no-any-return]  # a tensor
+            return torch.as_tensor(operands[1] - operands[0])
     return None
 
 
 def _moved(
     node: fx.Node, sources: list[fx.Node], values: dict[fx.Node, Any], before: dict[fx.Node, Any]
 ) -> Any:
-    """What signs become the signs of, where an operator only compares or moves them; None where it does more."""
+    """Of what signs are signs after an operator that only compares or moves them; None after others."""
     if operator_name(node) in ("cat", "getitem", "max_pool2d_with_indices", "upsample_nearest2d"):
         return _execute(node, values | {each: before[each] for each in sources})
     same = len(sources) == 1 and getattr(values[node], "numel", int)() == before[sources[0]].numel()

@@ -1,9 +1,10 @@
 """Can the input of a sign be exactly 0? For networks whose sign(0) is 0, a third value that no bit holds.
 
-Of each layer and channel the values are followed that it takes again and again: those of the input (256), of a
-binary convolution (one for each integer that its dot product can be, computed as the engine does), a clip's
-limits, 0 behind a ReLU. The others are `spread`: floats of which none stands out, as a float convolution gives.
-Sums of many such values, in averages and additions, are spread too, but 0 where that is no accident of rounding.
+Of each layer and channel the values are followed that it takes again and again: those of the input (256), of
+a binary convolution (one for each integer that its dot product can be, computed as the engine does), a clip's
+limits, 0 behind a ReLU. The others are `spread`: floats of which none stands out, as a float convolution
+gives. Sums of many such values, in averages and additions, are spread too, but 0 where values and their
+opposites are added that are there by design, and not for a few by accident.
 """
 
 from __future__ import annotations
@@ -116,9 +117,9 @@ def _after(layer: Layer, inputs: list[Values]) -> Values:
     x = inputs[0]
     match layer:
         case Conv2d(weight=weight, bias=bias):
-            dead = ~weight.any(axis=(1, 2, 3))
+            dead = np.logical_not(weight.any(axis=(1, 2, 3)))
             constant = dead | x.zero.all()  # a window of zeros gives the bias
-            return Values(np.where(constant, bias, np.float32(np.nan))[None], ~dead)
+            return Values(np.where(constant, bias, np.float32(np.nan))[None], np.logical_not(dead))
         case Affine(scale=scale, shift=shift):
             constants = np.where(x.spread & (scale == 0), shift, np.float32(np.nan))
             return Values(_joined(x.values * scale + shift, constants), x.spread & (scale != 0))
@@ -128,7 +129,7 @@ def _after(layer: Layer, inputs: list[Values]) -> Values:
             values = np.where(x.values < 0, x.values * slope, x.values)
             return Values(_joined(values, _zeros_where(x.spread & (slope == 0))), x.spread)
         case Clip(low=low, high=high):
-            limits = np.where(x.spread, np.float32([[low], [high]]), np.float32(np.nan))
+            limits = np.where(x.spread, np.array([[low], [high]], np.float32), np.float32(np.nan))
             return Values(_joined(np.clip(x.values, low, high), limits), x.spread)
         case Concat():
             rows = max(len(each.values) for each in inputs)
@@ -140,8 +141,7 @@ def _after(layer: Layer, inputs: list[Values]) -> Values:
         case Add():
             return _sum(*inputs)
         case AvgPool():
-            opposite = (x.values < 0).any(axis=0) & (x.values > 0).any(axis=0)
-            return _zeros(x.zero | opposite, np.ones_like(x.spread))
+            return _zeros(_cancelling(x.values, x.values), np.ones_like(x.spread))
     return x
 
 
@@ -150,12 +150,16 @@ def _sum(a: Values, b: Values) -> Values:
     few, many = sorted((a.values, b.values), key=len)
     if len(few) <= MAX_ADDED and len(few) * many.size <= MAX_FOLLOWED:
         return Values((few[:, None] + many).reshape(-1, spread.size), spread)
-    # A share, since among so many sums a few are 0 by accident.
-    cancel = [
-        np.isin(column[~np.isnan(column)], -other).sum() > ACCIDENT * column.size
-        for column, other in zip(few.T, many.T, strict=True)
+    return _zeros(_cancelling(few, many), np.ones_like(spread))
+
+
+def _cancelling(a: Array, b: Array) -> npt.NDArray[np.bool_]:
+    """bool[C]: whether of the values of a, more than a few by accident are the opposites of values of b."""
+    shares = [
+        np.isin(column, -other).sum() > ACCIDENT * (~np.isnan(column)).sum()
+        for column, other in zip(a.T, b.T, strict=True)
     ]
-    return _zeros(np.array(cancel), np.ones_like(spread))
+    return np.array(shares, np.bool_)
 
 
 def _joined(values: Array, more: Array) -> npt.NDArray[np.float32]:
