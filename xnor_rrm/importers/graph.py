@@ -437,7 +437,9 @@ def _batch_norm(
     keys: dict[str, Any] = {key: f"{node.name}.{key}" if named[key] is not None else None for key in named}
     lowering.spend(8 * len(mean), node)
     layer = Tensors(arrays).take_affine(node.name, source.layer, **keys, eps=eps)
-    lowering.per_channel(node, source, layer.scale)
+    height, width, _ = lowering.shapes[source.layer]
+    if source.flat and height * width > 1:
+        raise ConvertError(f"a batch-norm before the flattening in {node.where}", f"{height}x{width}")
     return dataclasses.replace(source, layer=lowering.append(node, layer).layer)
 
 

@@ -42,6 +42,13 @@ EXTERNAL = 1
 FLOAT, INTEGERS = 1, (2, 3, 4, 5, 6, 7, 12, 13)
 
 
+def text(value: str | bytes) -> str:
+    """A name. Raises ConvertError for one that is no UTF-8, which protobuf leaves as bytes."""
+    if isinstance(value, bytes):
+        raise ConvertError("names in UTF-8", repr(value[:40]))
+    return value
+
+
 class Node:
     """An operator. op : its type, with its domain if not the default.  output : its first output.
 
@@ -49,11 +56,12 @@ class Node:
     """
 
     def __init__(self, proto: onnx.NodeProto) -> None:
-        domain = "" if proto.domain in DEFAULT_DOMAINS else f"{proto.domain}::"
-        self.op, self.inputs, self.outputs = domain + proto.op_type, list(proto.input), list(proto.output)
+        domain = "" if proto.domain in DEFAULT_DOMAINS else f"{text(proto.domain)}::"
+        self.op = domain + text(proto.op_type)
+        self.inputs, self.outputs = list(map(text, proto.input)), list(map(text, proto.output))
         self.output = self.outputs[0] if self.outputs else ""
-        self.name = proto.name or self.output
-        self._attributes = {attribute.name: attribute for attribute in proto.attribute}
+        self.name = text(proto.name) or self.output
+        self._attributes = {text(attribute.name): attribute for attribute in proto.attribute}
 
     @property
     def where(self) -> str:
@@ -151,8 +159,8 @@ def read(path: Path) -> Graph:
     for tensor in proto.initializer:
         if not tensor.name or tensor.name in constants:
             raise ConvertError("a name for each initializer", repr(tensor.name))
-        constants[tensor.name] = read_tensor(tensor, f"initializer {tensor.name}")
-    inputs = [each for each in proto.input if each.name not in constants]
+        constants[text(tensor.name)] = read_tensor(tensor, f"initializer {tensor.name}")
+    inputs = [each for each in proto.input if text(each.name) not in constants]
     if len(inputs) != 1 or len(proto.output) != 1:
         raise ConvertError("one input and one output", f"{len(inputs)} and {len(proto.output)}")
     nodes = [Node(each) for each in proto.node]
@@ -164,7 +172,7 @@ def read(path: Path) -> Graph:
     if kind.elem_type != FLOAT:
         raise ConvertError(f"a float32 input {inputs[0].name!r}", f"type {kind.elem_type}")
     dims = tuple(max(int(each.dim_value), 0) for each in kind.shape.dim)
-    return Graph(nodes, constants, inputs[0].name, dims, proto.output[0].name)
+    return Graph(nodes, constants, inputs[0].name, dims, text(proto.output[0].name))
 
 
 def _check_order(nodes: list[Node], known: set[str]) -> None:

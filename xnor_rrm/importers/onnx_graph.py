@@ -18,7 +18,7 @@ from ..errors import ConvertError, XnorError
 from ..model import Array, Model, Shape, Sign
 from . import onnx_constants, onnx_file, onnx_reference
 from .checkpoint import Checkpoint
-from .graph import Lowering, Node, Pair, Sides, input_rule
+from .graph import Lowering, Node, Pair, Refused, Sides, input_rule
 from .original import Original
 
 TITLE = "ONNX graph (.onnx)"
@@ -105,6 +105,14 @@ class Builder:
         return name
 
     def _visit(self, node: onnx_file.Node) -> None:
+        for name in node.inputs:
+            value = self.lowering.values.get(name)
+            if isinstance(value, Refused) and node.op not in (
+                "Add",
+                "Sub",
+                "Identity",
+            ):  # which may cancel it
+                raise value.error
         known = all(name in self.constants for name in node.inputs if name)
         if node.op == "Shape":
             self.constants[node.output] = self._shape(node)

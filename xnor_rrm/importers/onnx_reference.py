@@ -54,6 +54,7 @@ def original(path: Path, names: Collection[str]) -> Original:
         values = dict(graph.constants)
         values[graph.input] = np.ascontiguousarray(x.transpose(2, 0, 1))[None]
         computed, shapes = {graph.input}, {graph.input: values[graph.input].shape[1:]}
+        inside: dict[str, tuple[slice, slice]] = {}
         before: dict[str, Array] = {}
         for node, evaluate in nodes:
             read = {name: values[name] for name in node.input if name}
@@ -65,6 +66,10 @@ def original(path: Path, names: Collection[str]) -> Original:
             computed.add(output)
             flat = (values[output].size, 1, 1) if node.op_type in MIXING else shapes[sources[0]]
             shapes[output] = values[output].shape[1:] if values[output].ndim == 4 else flat
+            if node.op_type == "Pad":
+                inside[output] = _inside(read[sources[0]], node, read)
+            elif sources[0] in inside and made[0].shape == read[sources[0]].shape:
+                inside[output] = inside[sources[0]]
             known = [before[name] for name in sources if name in before]
             if node.op_type in ("Sign", "BipolarQuant"):
                 before[output] = read[sources[0]]
@@ -76,7 +81,19 @@ def original(path: Path, names: Collection[str]) -> Original:
                 before[output] = evaluate(read | dict(zip(sources, known, strict=True)))[0]
             elif len(known) == 1 and len(sources) == 1 and known[0].size == values[output].size:
                 before[output] = known[0]
-        kept = {name: before[name].reshape(shapes[name]).transpose(1, 2, 0) for name in names}
+        kept = {
+            name: before[name].reshape(shapes[name]).transpose(1, 2, 0)[inside.get(name, ())]
+            for name in names
+        }
         return values[logits].reshape(-1), kept
 
     return run
+
+
+def _inside(x: Array, node: Any, read: dict[str, Array]) -> tuple[slice, slice]:
+    """Rows and columns of a value in its padded one: signs are those of what was padded."""
+    pads = next((each.ints for each in node.attribute if each.name == "pads"), None)
+    axes = read[node.input[3]] % 4 if len(node.input) > 3 and node.input[3] else np.arange(4)
+    first = dict(zip(axes.tolist(), pads or read[node.input[1]].tolist(), strict=False))
+    top, left = first.get(2, 0), first.get(3, 0)
+    return slice(top, top + x.shape[2]), slice(left, left + x.shape[3])

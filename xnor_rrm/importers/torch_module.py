@@ -91,8 +91,8 @@ def original(source: torch.nn.Module, **options: Any) -> Original:
                 if value is not None:
                     before[node] = value
                     if layer_name(node) in names:
-                        image = value[0] if isinstance(value, tuple) else value
-                        image = image.reshape(_image_shape(node, values))
+                        image = _tensor(value).reshape(_image_shape(node, values))
+                        image = _unpadded(node, values, image)
                         kept[layer_name(node)] = image.permute(1, 2, 0).numpy()
         return values[logits].reshape(-1).numpy(), kept
 
@@ -222,12 +222,30 @@ def _moved(
 
 def _image_shape(node: fx.Node, values: dict[fx.Node, Any]) -> tuple[int, ...]:
     """(C, H, W) of a value, also after it was flattened."""
-    while values[node].ndim != 4:
+    while _tensor(values[node]).ndim != 4:
         sources = [each for each in node.all_input_nodes if getattr(values[each], "ndim", 0) in (2, 4)]
         if operator_name(node) in ("mm", "addmm") or not sources:
             return (values[node].numel(), 1, 1)
         node = sources[0]
-    return tuple(values[node].shape[1:])
+    return tuple(_tensor(values[node]).shape[1:])
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """The first result of an operator that has more."""
+    first: torch.Tensor = value[0] if isinstance(value, tuple) else value
+    return first
+
+
+def _unpadded(node: fx.Node, values: dict[fx.Node, Any], image: torch.Tensor) -> torch.Tensor:
+    """The image [C, H, W] without what was padded before its sign was taken: signs are those of the rest."""
+    source: Any = node.args[0]
+    while getattr(values.get(source), "shape", None) == _tensor(values[node]).shape:
+        if operator_name(source) == "constant_pad_nd":
+            pads = [*source.args[1], 0, 0][:4]
+            height, width = values[source.args[0]].shape[2:]
+            return image[:, pads[2] : pads[2] + height, pads[0] : pads[0] + width]
+        source = source.args[0] if source.args else None
+    return image
 
 
 class Builder:
