@@ -518,7 +518,7 @@ def test_onnx_of_older_opsets(tmp_path: Path) -> None:
     x = net.node("Upsample", x, net.array(np.float32([1, 1, 3, 3])), mode="nearest")
     x = net.node("Pad", x, pads=[0, 0, 1, 0, 0, 0, 1, 0], value=0.0)
     x = net.node("MaxPool", net.conv(x, 4), kernel_shape=[2, 2], strides=[2, 2])
-    x = net.node("Squeeze", net.node("GlobalMaxPool", x), axes=[2, 3])
+    x = net.node("Squeeze", net.node("Squeeze", net.node("GlobalMaxPool", x), axes=[3]), axes=[2])
     net.node("MatMul", x, net.array(net.floats(4, 3)))
     path = net.save(tmp_path, opset=9)
     conversion = bring_over(path)

@@ -669,16 +669,16 @@ def _flatten(lowering: Lowering, node: Node, x: Floats) -> Floats:
 
 
 def _reshape(lowering: Lowering, node: Node, x: Floats, *, shape: Sequence[int]) -> Floats:
-    """To two dimensions, to the shape it has, or from two dimensions to (1, C, 1, 1); one size may be -1."""
+    """To two dimensions (ones may follow), or to the NCHW shape that it had; one size may be -1."""
     height, width, channels = lowering.shapes[unpadded(node, x).layer]
     sizes, total = tuple(int(size) for size in shape), height * width * channels
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and total % known == 0:
         sizes = tuple(total // known if size == -1 else size for size in sizes)
-    if sizes == (1, total):
-        return dataclasses.replace(x, flat=True)
     if sizes == (1, channels, height, width):
         return dataclasses.replace(x, flat=False)
+    if sizes[:2] == (1, total) and set(sizes[2:]) <= {1}:
+        return dataclasses.replace(x, flat=True)
     raise ConvertError(f"a flattening in {node.where}", f"{(1, channels, height, width)} to {tuple(shape)}")
 
 

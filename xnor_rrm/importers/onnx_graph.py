@@ -420,10 +420,11 @@ def _reshape(b: Builder, node: onnx_file.Node) -> None:
 
 
 def _squeeze(b: Builder, node: onnx_file.Node) -> None:
-    """The axes were an attribute up to opset 12, and have been an input since."""
+    """Height and width of 1, both or one by one. The axes were an attribute up to opset 12."""
     (source,) = b.computed(node)
     shape, axes = b.lowering.shape(source), node.integers("axes", b.numbers(node, 1) or ())
-    if len(shape) != 4 or sorted(axis % 4 for axis in axes) != [2, 3] or shape[2:] != (1, 1):
+    ones = {2, 3, -1, -2} if shape[2:] in ((), (1, 1)) and shape[1] > 1 else set()
+    if not axes or not set(axes) <= ones:
         raise ConvertError(f"height and width of 1 taken away in {node.where}", f"axes {axes} of {shape}")
     b.add(node, "flatten", source)
 

@@ -487,16 +487,8 @@ def _cat(b: Builder, node: fx.Node, a: Arguments) -> None:
 
 
 def _view(b: Builder, node: fx.Node, a: Arguments) -> None:
-    b.add(node, "reshape", a["self"], shape=tuple(a["size"]))
-
-
-def _squeeze(b: Builder, node: fx.Node, a: Arguments) -> None:
-    """Of all or some dimensions of one."""
-    shape = b.lowering.shape(layer_name(a["self"]))
-    dims = a.get("dim", range(len(shape)))
-    axes = {axis % len(shape) for axis in ([dims] if isinstance(dims, int) else dims)}
-    kept = tuple(size for axis, size in enumerate(shape) if axis not in axes or size != 1)
-    b.add(node, "reshape", a["self"], shape=kept)
+    """Any operator that only changes the shape."""
+    b.add(node, "reshape", a["self"], shape=tuple(int(size) for size in node.meta["val"].shape))
 
 
 def _pad(b: Builder, node: fx.Node, a: Arguments) -> None:
@@ -582,8 +574,9 @@ OPERATORS: dict[str, Callable[[Builder, fx.Node, Arguments], None]] = {
     "relu": _relu,
     "reshape": _view,
     "sign": _sign,
-    "squeeze": _squeeze,
+    "squeeze": _view,
     "sub": _sub,
+    "unsqueeze": _view,
     "upsample_nearest2d": _upsample,
     "view": _view,
     "where": _where,
