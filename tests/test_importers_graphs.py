@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xnor_rrm import Model, convert
+from xnor_rrm import Model, convert, load
 from xnor_rrm.errors import ConvertError
 from xnor_rrm.importers import bring_over, zeros
 from xnor_rrm.importers.original import Original
@@ -568,6 +568,43 @@ def test_onnx_of_torchs_own_exporter(tmp_path: Path) -> None:
     assert_computes(conversion.model, conversion.original(), forward(module))
 
 
+def straight_through(net: Net) -> str:
+    """Signs less floats and the floats again; a pad of zeros before a strict comparison; signs of the input."""
+    x = net.node("Mul", net.where("x"), net.array(np.float32(-1)))
+    x = net.batch_norm(net.binary(x, 8, pads=[1, 1, 1, 1]))
+    y = net.node("Mul", x, x)
+    x = net.node("Add", y, net.node("Sub", net.node("Sign", x), y))
+    x = net.batch_norm(net.binary(x, 8))
+    x = net.where(net.node("Pad", x, net.array(np.int64([0, 0, 1, 0, 0, 0, 0, 1]))), "Greater")
+    return net.head(net.batch_norm(net.binary(x, 6)))
+
+
+def test_onnx_straight_through_estimators_are_signs(tmp_path: Path) -> None:
+    path = save(straight_through, tmp_path)
+    conversion = bring_over(path)
+    assert [layer.pad_value for layer in layers(conversion.model, BinaryConv2d)] == [0, 0, 1]
+    assert_computes(conversion.model, conversion.original(), reference(path))
+
+
+def test_onnx_sums_stay_layers_where_the_convolution_is_read_too(tmp_path: Path) -> None:
+    net = Net()
+    weight = net.floats(4, 3, 3, 3)
+    x = net.node("Conv", "x", net.array(weight), channels=4)
+    y = net.node("Add", x, net.array(net.floats(4, 1, 1)))
+    net.head(net.node("Add", x, y))
+    path = net.save(tmp_path)
+    conversion = bring_over(path)
+    assert_computes(conversion.model, conversion.original(), reference(path))
+    assert [type(layer).__name__ for layer in conversion.model.layers][:3] == ["Conv2d", "Affine", "Add"]
+
+
+def test_a_converted_graph_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = convert(save(concatenation, tmp_path))
+    model.save(tmp_path / "net.xnor")
+    x = next(inputs(model, 1))
+    np.testing.assert_array_equal(FloatTwin(load(tmp_path / "net.xnor"))(x), FloatTwin(model)(x))
+
+
 # What ONNX graphs are refused for
 
 
@@ -602,6 +639,23 @@ def dots(n: int, pad: int) -> Callable[[Net, str], str]:
 
 
 REFUSED: list[tuple[Callable[[Net, str], str], str]] = [
+    (
+        lambda net, x: net.node(
+            "Add", net.node("GlobalMaxPool", x), net.array(np.ones((8, 7, 7), np.float32))
+        ),
+        r"numbers for a value of \[1, 8, 1, 1\] in Add",
+    ),
+    (
+        lambda net, x: net.binary(
+            net.node(
+                "Where",
+                net.node("Greater", x, net.array(np.float32(0))),
+                *[net.array(net.floats(8, 1, 1))] * 2,
+            ),
+            4,
+        ),
+        "one number after a sign in Where",
+    ),
     (lambda net, x: net.node("Tanh", x), r"operators among Add, .*got Tanh tanh2"),
     (
         lambda net, x: net.head(net.node("Mul", x, x)),
@@ -703,7 +757,7 @@ REFUSED: list[tuple[Callable[[Net, str], str], str]] = [
     ),
     (
         lambda net, x: net.node("Add", x, net.array(net.floats(8, 1, 1, 8))),
-        "one number for each of 8 channels",
+        r"numbers for a value of \[1, 8, 7, 7\] in Add",
     ),
     (
         lambda net, x: net.node("BatchNormalization", x, *[net.array(-(net.floats(8) ** 2))] * 4),
@@ -814,13 +868,20 @@ def doubling(model: Any) -> None:
 
 def repeated(model: Any) -> None:
     """One weight, many convolutions."""
+    widen, weight = np.ones((512, 3, 1, 1), np.float32), np.ones((512, 512, 1, 1), np.float32)
+    for name, array in (("widen", widen), ("weight", weight)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     last = "x"
-    for i in range(40_000):
-        model.graph.node.append(onnx.helper.make_node("Conv", [last, "w"], [f"more{i}"]))
+    for i in range(10_000):
+        inputs = [last, "weight" if i else "widen"]
+        model.graph.node.append(onnx.helper.make_node("Conv", inputs, [f"more{i}"]))
         last = f"more{i}"
-    weight = np.ones((3, 3, 1, 1), np.float32)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.tile(weight, (400, 1, 1, 1)), "w"))
     model.graph.output[0].name = last
+
+
+def crowded(model: Any) -> None:
+    for i in range(20_000):
+        model.graph.node.append(onnx.helper.make_node("Relu", ["x"], [f"more{i}"]))
 
 
 HOSTILE: list[tuple[Change, str]] = [
@@ -839,7 +900,8 @@ HOSTILE: list[tuple[Change, str]] = [
     (cyclic, "made before it"),
     (shadowed, "new names for the outputs"),
     (doubling, "values of a layer"),
-    (repeated, "channels|in proportion to the file"),
+    (repeated, "layers in proportion to the file"),
+    (crowded, "at most 16384 nodes"),
     (lambda model: model.graph.initializer.add(name="spare", data_type=1, dims=[0]), "1 more: spare"),
     (lambda model: model.graph.node[0].ClearField("output"), "new names|made before"),
     (lambda model: model.graph.ClearField("output"), "one input and one output, got 1 and 0"),

@@ -28,7 +28,7 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 
 #: What protobuf itself can hold in one message.
 MAX_BYTES = (1 << 31) - 1
-MAX_DIMENSIONS = 8
+MAX_DIMENSIONS, MAX_NODES = 8, 1 << 14
 
 #: By ONNX's number of a type: its numpy type, and the field that holds values not kept as raw bytes.
 TYPES = {
@@ -163,6 +163,8 @@ def read(path: Path) -> Graph:
     inputs = [each for each in proto.input if text(each.name) not in constants]
     if len(inputs) != 1 or len(proto.output) != 1:
         raise ConvertError("one input and one output", f"{len(inputs)} and {len(proto.output)}")
+    if len(proto.node) > MAX_NODES:
+        raise ConvertError(f"at most {MAX_NODES} nodes", f"{len(proto.node)}")
     nodes = [Node(each) for each in proto.node]
     _check_order(nodes, {inputs[0].name, *constants})
     unread = sorted(constants.keys() - {name for node in nodes for name in node.inputs})

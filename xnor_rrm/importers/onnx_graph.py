@@ -18,14 +18,16 @@ from ..errors import ConvertError, XnorError
 from ..model import Array, Model, Shape, Sign
 from . import onnx_constants, onnx_file, onnx_reference
 from .checkpoint import Checkpoint
-from .graph import Lowering, Node, Pair, Refused, Sides, input_rule
+from .graph import Lowering, Node, Refused, Sides
+from .input_options import MEAN_HELP, STD_HELP, input_rule
+from .operations import OPERATIONS, Pair
 from .original import Original
 
 TITLE = "ONNX graph (.onnx)"
 OPTIONS = {
     "size": "height and width of the input, where the file leaves them open",
-    "mean": "of each channel of the input, 0 to 255, where it is not the usual",
-    "std": "of each channel of the input, 0 to 255, where it is not the usual",
+    "mean": MEAN_HELP,
+    "std": STD_HELP,
 }
 
 #: What may follow the version in a ModelProto, as protobuf tags: producer, domain, description, graph, opset.
@@ -59,7 +61,8 @@ def read(source: Checkpoint, *, size: int | None = None, mean: Any = None, std: 
 
 def original(source: Checkpoint, **options: Any) -> Original:
     """The graph as onnx's reference evaluator computes it. `read` tells only which signs count."""
-    signs = [layer.name for layer in read(source, **options).layers if isinstance(layer, Sign)]
+    model = read(source, **options)
+    signs = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
     return onnx_reference.original(source.path, signs)
 
 
@@ -87,7 +90,7 @@ class Builder:
 
     def __init__(self, graph: onnx_file.Graph, shape: Shape, budget: int) -> None:
         self.constants = dict(graph.constants)
-        self.lowering = Lowering(graph.input, shape, budget)
+        self.lowering = Lowering(graph.input, shape, OPERATIONS, budget)
 
     def visit(self, node: onnx_file.Node) -> None:
         """What is wrong with a node is told once its value is needed."""
@@ -241,7 +244,7 @@ def _sign(b: Builder, node: onnx_file.Node) -> None:
 
 
 def _bipolar_quant(b: Builder, node: onnx_file.Node) -> None:
-    b.add(node, "sign", *b.computed(node), three_valued=False, scale=b.scalar(node, 1) or 0.0)
+    b.add(node, "sign", *b.computed(node), three_valued=False, scale=b.constant(node, 1))
 
 
 #: What each comparison is with its operands exchanged.
@@ -261,9 +264,7 @@ def _comparison(relation: str) -> Callable[[Builder, onnx_file.Node], None]:
 
 
 def _where(b: Builder, node: onnx_file.Node) -> None:
-    when, otherwise = b.scalar(node, 1), b.scalar(node, 2)
-    if when is None or otherwise is None:
-        raise ConvertError(f"3 inputs of {node.where}", f"{len(node.inputs)}")
+    when, otherwise = b.constant(node, 1), b.constant(node, 2)
     b.add(node, "select", *b.computed(node), when=when, otherwise=otherwise)
 
 

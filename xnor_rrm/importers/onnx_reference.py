@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..model import Array
+from ..model import Array, Shape
 from . import onnx_file
 from .original import Original
 
 #: Operators that compare or move values: those after a sign do the same to what the sign is of.
 MOVING = ("Concat", "MaxPool", "Resize", "Upsample")
 
-#: Where values get another shape, and so stop being the image that they were.
-MIXING = ("Gemm", "MatMul")
 
-
-def original(path: Path, names: Collection[str]) -> Original:
-    """names : of Sign layers, which are those of the values that they make. Raises ConvertError."""
+def original(path: Path, signs: Mapping[str, Shape]) -> Original:
+    """signs : (H, W, C) of Sign layers, whose names are those of the values that they make."""
     from onnx import helper, reference
     from onnx.reference.op_run import OpRun
 
@@ -53,8 +50,7 @@ def original(path: Path, names: Collection[str]) -> Original:
     def run(x: Array) -> tuple[Array, dict[str, Array]]:
         values = dict(graph.constants)
         values[graph.input] = np.ascontiguousarray(x.transpose(2, 0, 1))[None]
-        computed, shapes = {graph.input}, {graph.input: values[graph.input].shape[1:]}
-        inside: dict[str, tuple[slice, slice]] = {}
+        computed, inside = {graph.input}, dict[str, Any]()
         before: dict[str, Array] = {}
         for node, evaluate in nodes:
             read = {name: values[name] for name in node.input if name}
@@ -64,8 +60,6 @@ def original(path: Path, names: Collection[str]) -> Original:
             if not sources:
                 continue
             computed.add(output)
-            flat = (values[output].size, 1, 1) if node.op_type in MIXING else shapes[sources[0]]
-            shapes[output] = values[output].shape[1:] if values[output].ndim == 4 else flat
             if node.op_type == "Pad":
                 inside[output] = _inside(read[sources[0]], node, read)
             elif sources[0] in inside and made[0].shape == read[sources[0]].shape:
@@ -81,19 +75,19 @@ def original(path: Path, names: Collection[str]) -> Original:
                 before[output] = evaluate(read | dict(zip(sources, known, strict=True)))[0]
             elif len(known) == 1 and len(sources) == 1 and known[0].size == values[output].size:
                 before[output] = known[0]
-        kept = {
-            name: before[name].reshape(shapes[name]).transpose(1, 2, 0)[inside.get(name, ())]
-            for name in names
-        }
+        kept = {}
+        for name, (height, width, channels) in signs.items():
+            image = before[name][inside.get(name, ())].reshape(channels, height, width)
+            kept[name] = image.transpose(1, 2, 0)
         return values[logits].reshape(-1), kept
 
     return run
 
 
-def _inside(x: Array, node: Any, read: dict[str, Array]) -> tuple[slice, slice]:
-    """Rows and columns of a value in its padded one: signs are those of what was padded."""
+def _inside(x: Array, node: Any, read: dict[str, Array]) -> Any:
+    """The index of a value in its padded one: signs are those of what was padded."""
     pads = next((each.ints for each in node.attribute if each.name == "pads"), None)
     axes = read[node.input[3]] % 4 if len(node.input) > 3 and node.input[3] else np.arange(4)
     first = dict(zip(axes.tolist(), pads or read[node.input[1]].tolist(), strict=False))
     top, left = first.get(2, 0), first.get(3, 0)
-    return slice(top, top + x.shape[2]), slice(left, left + x.shape[3])
+    return np.s_[..., top : top + x.shape[2], left : left + x.shape[3]]

@@ -22,7 +22,9 @@ import numpy as np
 
 from ..errors import ConvertError, XnorError
 from ..model import Array, InputRule, Model, Shape, Sign
-from .graph import Lowering, Node, Sides, input_rule
+from .graph import Difference, Lowering, Node, Refused, Sides
+from .input_options import MEAN_HELP, STD_HELP, input_rule
+from .operations import OPERATIONS as GRAPH_OPERATIONS
 from .original import Original
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 TITLE = "torch.nn.Module, from Python"
 OPTIONS = {
     "input": "the shape (C, H, W) of the input, or an InputRule",
-    "mean": "of each channel of the input, 0 to 255, where it is not the usual",
-    "std": "of each channel of the input, 0 to 255, where it is not the usual",
+    "mean": MEAN_HELP,
+    "std": STD_HELP,
 }
 
 #: Operators that torch.export would take apart.
@@ -68,7 +70,7 @@ def original(source: torch.nn.Module, **options: Any) -> Original:
     import torch
 
     model = read(source, **options)
-    names = {layer.name for layer in model.layers if isinstance(layer, Sign)}
+    shapes = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
     traced = trace(source, model.input_shape)
     logits = traced.output
     if operator_name(logits) in ("_log_softmax", "_softmax"):
@@ -90,9 +92,8 @@ def original(source: torch.nn.Module, **options: Any) -> Original:
                     value = _moved(node, sources, values, before)
                 if value is not None:
                     before[node] = value
-                    if layer_name(node) in names:
-                        image = _tensor(value).reshape(_image_shape(node, values))
-                        image = _unpadded(node, values, image)
+                    if (shape := shapes.get(layer_name(node))) is not None:
+                        image = _unpadded(node, values, _tensor(value)).reshape(shape[2], *shape[:2])
                         kept[layer_name(node)] = image.permute(1, 2, 0).numpy()
         return values[logits].reshape(-1).numpy(), kept
 
@@ -220,16 +221,6 @@ def _moved(
     return before[sources[0]] if same else None
 
 
-def _image_shape(node: fx.Node, values: dict[fx.Node, Any]) -> tuple[int, ...]:
-    """(C, H, W) of a value, also after it was flattened."""
-    while _tensor(values[node]).ndim != 4:
-        sources = [each for each in node.all_input_nodes if getattr(values[each], "ndim", 0) in (2, 4)]
-        if operator_name(node) in ("mm", "addmm") or not sources:
-            return (values[node].numel(), 1, 1)
-        node = sources[0]
-    return tuple(_tensor(values[node]).shape[1:])
-
-
 def _tensor(value: Any) -> torch.Tensor:
     """The first result of an operator that has more."""
     first: torch.Tensor = value[0] if isinstance(value, tuple) else value
@@ -237,13 +228,13 @@ def _tensor(value: Any) -> torch.Tensor:
 
 
 def _unpadded(node: fx.Node, values: dict[fx.Node, Any], image: torch.Tensor) -> torch.Tensor:
-    """The image [C, H, W] without what was padded before its sign was taken: signs are those of the rest."""
+    """The image [1, C, H, W] without what was padded before its sign was taken: signs are of the rest."""
     source: Any = node.args[0]
     while getattr(values.get(source), "shape", None) == _tensor(values[node]).shape:
         if operator_name(source) == "constant_pad_nd":
             pads = [*source.args[1], 0, 0][:4]
             height, width = values[source.args[0]].shape[2:]
-            return image[:, pads[2] : pads[2] + height, pads[0] : pads[0] + width]
+            return image[..., pads[2] : pads[2] + height, pads[0] : pads[0] + width]
         source = source.args[0] if source.args else None
     return image
 
@@ -253,7 +244,7 @@ class Builder:
 
     def __init__(self, trace: Trace, shape: Shape) -> None:
         self.trace, self.constants = trace, dict(trace.constants)
-        self.lowering = Lowering(layer_name(trace.input), shape)
+        self.lowering = Lowering(layer_name(trace.input), shape, GRAPH_OPERATIONS)
 
     def visit(self, node: fx.Node) -> None:
         """What is wrong with a node is told once its value is needed."""
@@ -280,6 +271,16 @@ class Builder:
             raise ConvertError(f"inputs of {place(node)} computed from the network's", "constants")
         names = tuple(layer_name(each) for each in inputs)
         self.lowering.add(Node(op, layer_name(node), names, place(node), constants))
+        self.check_shape(node)
+
+    def check_shape(self, node: fx.Node) -> None:
+        """Raises ConvertError where a value is not lowered to the shape that torch gives it."""
+        value = self.lowering.values[layer_name(node)]
+        shape = tuple(_tensor(node.meta["val"]).shape)
+        if not isinstance(value, Difference | Refused):
+            found = self.lowering.shape_of(value)
+            if shape[: len(found)] != found or set(shape[len(found) :]) > {1}:
+                raise ConvertError(f"a value of {list(found)}", f"{list(shape)} of {place(node)}")
 
     def is_computed(self, value: Any) -> bool:
         """Whether it depends on the network's input."""
@@ -289,13 +290,16 @@ class Builder:
 
     def array(self, node: fx.Node, value: Any) -> Array | None:
         """A constant as an array, None where it is left out."""
+        import torch
+
         if value is None:
             return None
         if self.is_computed(value):
             raise ConvertError(f"a constant in {place(node)}", f"{value.name}, which is computed")
         if not isinstance(value, int | float):
-            value = self.constants[value]
-            return np.asarray(value.float() if value.ndim == 0 else value)
+            value = self.constants[value].cpu()
+            if value.dtype in (torch.float16, torch.bfloat16) or value.is_complex():
+                raise ConvertError(f"float32 in {place(node)}", f"{value.dtype}")
         return np.asarray(value)
 
     def number(self, node: fx.Node, value: Any) -> float:
@@ -353,7 +357,7 @@ def _comparison(relation: str) -> Callable[[Builder, fx.Node, Arguments], None]:
 
 
 def _where(b: Builder, node: fx.Node, a: Arguments) -> None:
-    when, otherwise = b.number(node, a["self"]), b.number(node, a["other"])
+    when, otherwise = b.array(node, a["self"]), b.array(node, a["other"])
     b.add(node, "select", a["condition"], when=when, otherwise=otherwise)
 
 
@@ -375,6 +379,7 @@ def _add(b: Builder, node: fx.Node, a: Arguments, sign: int = 1) -> None:
         name, where = f"{layer_name(node)}.negated", place(node)
         b.lowering.add(Node("multiply", name, (layer_name(y),), where, {"factor": sign * factor}))
         b.lowering.add(Node("plus", layer_name(node), (name,), where, {"term": b.array(node, x)}))
+        b.check_shape(node)
 
 
 def _sub(b: Builder, node: fx.Node, a: Arguments) -> None:
