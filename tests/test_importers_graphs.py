@@ -569,20 +569,23 @@ def test_onnx_of_torchs_own_exporter(tmp_path: Path) -> None:
 
 
 def straight_through(net: Net) -> str:
-    """Signs less floats and the floats again; a pad of zeros before a strict comparison; signs of the input."""
+    """Signs less floats and the floats again; zeros padded before a strict comparison; signs of the input."""
     x = net.node("Mul", net.where("x"), net.array(np.float32(-1)))
     x = net.batch_norm(net.binary(x, 8, pads=[1, 1, 1, 1]))
     y = net.node("Mul", x, x)
     x = net.node("Add", y, net.node("Sub", net.node("Sign", x), y))
     x = net.batch_norm(net.binary(x, 8))
-    x = net.where(net.node("Pad", x, net.array(np.int64([0, 0, 1, 0, 0, 0, 0, 1]))), "Greater")
-    return net.head(net.batch_norm(net.binary(x, 6)))
+    for value in (0.25, 0.0):
+        pads = net.array(np.int64([0, 0, 1, 0, 0, 0, 0, 1]))
+        x = net.where(net.node("Pad", x, pads, net.array(np.float32(value))), "Greater")
+        x = net.batch_norm(net.binary(x, 6, kernel=2))
+    return net.head(x)
 
 
 def test_onnx_straight_through_estimators_are_signs(tmp_path: Path) -> None:
     path = save(straight_through, tmp_path)
     conversion = bring_over(path)
-    assert [layer.pad_value for layer in layers(conversion.model, BinaryConv2d)] == [0, 0, 1]
+    assert [layer.pad_value for layer in layers(conversion.model, BinaryConv2d)] == [0, 0, -1, 1]
     assert_computes(conversion.model, conversion.original(), reference(path))
 
 
@@ -626,6 +629,12 @@ def one_weight(value: float) -> Callable[[Net, str], str]:
     return change
 
 
+def one_weight_larger(net: Net, x: str) -> str:
+    weight = net.binary_weight(6, 8, 3)
+    weight[2, 1, 1, 1] *= 1.001
+    return net.node("Conv", net.where(x), net.array(weight), channels=6)
+
+
 def dots(n: int, pad: int) -> Callable[[Net, str], str]:
     """Sign of sums of n signs and no scale."""
 
@@ -663,6 +672,7 @@ REFUSED: list[tuple[Callable[[Net, str], str], str]] = [
     ),
     (one_weight(0.0), r"under the sign before Conv conv4, got 0\.231% of 432 that differ, by up to 0\.\d+"),
     (one_weight(7.5), r"of 432 that differ, by up to 7\.\d+\. Its input is binary, its weights are not"),
+    (one_weight_larger, r"of 432 that differ, by up to [0-9.e-]+\. Its input is binary"),
     (one_weight(np.nan), "finite weights in Conv conv4"),
     (
         lambda net, x: net.binary(net.node("Sign", net.node("Relu", x)), 4),

@@ -1,8 +1,8 @@
 """What graphs of operators become: one small form that graph importers fill, lowered to layers node by node.
 
 A `Node` is one operation of a network on batches of one, NCHW or, once flattened, two-dimensional; what it
-means is in operations.py. `Lowering` follows what each value is: floats of a layer, or signs,
-`scale * s + offset` with s the +-1 of a Sign layer. So `2 * (x >= 0) - 1` and `where(x >= 0, 1, -1)` are the same.
+means is in operations.py. `Lowering` follows what each value is: floats of a layer, or signs, which are
+`scale * s + offset` with s the +-1 of a Sign layer: `2 * (x >= 0) - 1` is the same as `where(x >= 0, 1, -1)`.
 
 - `x > 0` is +1 where `-x >= 0` is not. A three-valued sign, of which sign(0) = 0, is taken where zeros.py
   shows that its input is never exactly 0, and refused elsewhere. Straight after floats of which none stands
