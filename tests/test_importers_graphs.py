@@ -771,9 +771,12 @@ REFUSED: list[tuple[Callable[[Net, str], str], str]] = [
     ),
     (
         lambda net, x: net.node("BatchNormalization", x, *[net.array(-(net.floats(8) ** 2))] * 4),
-        "variances of at least 0",
+        "variances of at least 0 in Batch",
     ),
-    (lambda net, x: net.node("BatchNormalization", x, *[net.array(net.floats(9) ** 2)] * 4), "9 channels"),
+    (
+        lambda net, x: net.node("BatchNormalization", x, *[net.array(net.floats(9) ** 2)] * 4),
+        r"float32\[8\] as gamma of Batch",
+    ),
     (
         lambda net, x: net.node(
             "BatchNormalization", x, *[net.array(net.floats(8) ** 2)] * 4, training_mode=1
@@ -824,6 +827,20 @@ def test_onnx_sign_of_sums_that_are_never_zero(tmp_path: Path) -> None:
     path = save(refused(dots(3, 0)), tmp_path)  # three signs: odd sums
     conversion = bring_over(path)
     assert_computes(conversion.model, conversion.original(), reference(path))
+
+
+def test_onnx_initializers_that_nothing_reads_are_noted_if_accepted(tmp_path: Path) -> None:
+    net = Net()
+    net.head(net.conv("x", 4))
+    net.arrays["spare"] = net.floats(3)
+    path = net.save(tmp_path)
+    with pytest.raises(
+        ConvertError, match="only initializers that the graph reads, got more: 1 init.*: spare"
+    ):
+        convert(path)
+    conversion = bring_over(path, accept_unused=True)
+    assert conversion.model.info["unused"] == "1 initializers: spare"
+    assert conversion.sizes["c0"] == 4 * 3 * 9 * 4
 
 
 def test_onnx_refuses_only_what_the_output_needs(tmp_path: Path) -> None:
@@ -912,13 +929,16 @@ HOSTILE: list[tuple[Change, str]] = [
     (doubling, "values of a layer"),
     (repeated, "layers in proportion to the file"),
     (crowded, "at most 16384 nodes"),
-    (lambda model: model.graph.initializer.add(name="spare", data_type=1, dims=[0]), "1 more: spare"),
+    (
+        lambda model: model.graph.initializer.add(name="spare", data_type=1, dims=[0]),
+        "more: 1 initializers: spare",
+    ),
     (lambda model: model.graph.node[0].ClearField("output"), "new names|made before"),
     (lambda model: model.graph.ClearField("output"), "one input and one output, got 1 and 0"),
     (lambda model: model.graph.input.add(name="y"), "one input and one output, got 2 and 1"),
     (lambda model: setattr(model.graph.output[0], "name", "nothing"), "an output computed from the input"),
     (lambda model: setattr(model.graph.output[0], "name", "x"), "a float layer as the output"),
-    (lambda model: model.graph.ClearField("node"), "more: c0"),
+    (lambda model: model.graph.ClearField("node"), "initializers: c0"),
     (lambda model: model.functions.add(name="f"), "plain operators"),
     (lambda model: model.graph.sparse_initializer.add(), "dense weights"),
     (lambda model: setattr(model.opset_import[0], "version", 5), "an opset of 7 to"),

@@ -16,11 +16,13 @@ from PIL import Image
 from test_cli import facts, invoke
 from test_importers import WRITERS, write_legacy_vgg
 
+import xnor_rrm
 from xnor_rrm import Model
 from xnor_rrm.errors import ConvertError, XnorError
 from xnor_rrm.importers import bring_over, packed_pytorch
 from xnor_rrm.importers.original import Original
 from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Conv2d, Layer, Sign, Window
+from xnor_rrm.report import conversion_rows
 from xnor_rrm.stream import Stream
 from xnor_rrm.verify import MAX_FRAMES, MAX_TOLD, verify
 
@@ -287,14 +289,51 @@ def clip(tmp_path: Path) -> Path:
     return folder
 
 
+def tables(text: str) -> list[dict[str, dict[str, str]]]:
+    """Each table of an output: its rows by their first value, each by its columns."""
+    found: list[dict[str, dict[str, str]]] = []
+    for block in text.split("\n\n"):
+        header, *rows = [line.split("\t") for line in block.splitlines()]
+        if len(header) > 1:
+            found.append({row[0]: dict(zip(header, row, strict=True)) for row in rows})
+    return found
+
+
+def test_convert_tells_what_each_layer_was_and_became(tmp_path: Path) -> None:
+    path, _ = write_legacy_vgg(tmp_path)
+    text = invoke("convert", path, "-o", tmp_path / "vgg.xnor").stdout
+    [layers] = tables(text)
+    assert list(layers) == [layer.name for layer in xnor_rrm.load(tmp_path / "vgg.xnor").layers]
+    conv = layers["features.conv5"]
+    assert set(conv["was"].split()) == {".weight", ".alpha", ".bias"}
+    assert int(conv["bytes before"]) == 33 * (5 + 1 + 1) * 4
+    assert (conv["kind"], conv["type"], conv["step"]) == ("BinaryConv2d", "binary", "features.conv5")
+    assert layers["features.bn6"]["step"] == layers["features.relu7"]["step"] == "features.bn6"
+    assert layers["features.conv0"]["type"] == "float"
+    assert layers["features.relu7"]["was"] == "-"
+    assert int(facts(text)["bytes_before"]) == sum(int(row["bytes before"]) for row in layers.values())
+
+
+def test_tensors_belong_to_the_layer_with_the_longest_name() -> None:
+    model = network()
+    layers = (
+        dataclasses.replace(model.layers[0], name="conv1"),
+        dataclasses.replace(model.layers[1], name="conv1.bn", inputs=("conv1",)),
+        dataclasses.replace(model.layers[2], name="conv10", inputs=("conv1.bn",)),
+    )
+    model = Model("three", model.input_rule, layers)
+    sizes = {"conv1.bn.mean": 1, "conv1_weight": 2, "conv10/w": 4, "conv10": 8, "conv": 16, "other": 32}
+    rows = [row[-2:] for row in conversion_rows(model, sizes)]
+    assert rows == [("_weight", 2), (".mean", 1), ("/w conv10", 12), ("conv other", 48)]
+
+
 def test_convert_verifies_before_it_writes(tmp_path: Path, clip: Path) -> None:
     path, _ = write_legacy_vgg(tmp_path)
     text = invoke("convert", path, "-o", tmp_path / "vgg.xnor", "--verify", clip).stdout
     assert (tmp_path / "vgg.xnor").is_file()
     told = facts(text)
     assert (told["verified_frames"], told["failures"], told["same_top1"]) == ("3", "0", "100.0%")
-    header, *rows = [line.split("\t") for line in text.splitlines() if "\t" in line]
-    by_name = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    by_name = tables(text)[1]
     assert list(by_name) == ["features.conv1.sign", "features.conv5.sign", "features.conv8.sign"]
     assert by_name["features.conv1.sign"]["after"] == "features.conv0"
     assert int(by_name["features.conv1.sign"]["bits"]) == 3 * 32 * 32 * 16

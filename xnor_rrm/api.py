@@ -21,8 +21,8 @@ def convert(source: str | PathLike[str] | Module, **options: Any) -> Model:
     """Bring over a trained network.
 
     source : path of a checkpoint, whose kind is recognised by its contents, or a torch.nn.Module.
-    options : what the source cannot say, e.g. `transposed=True`; see `xnor-rrm convert --help`. For a module,
-        `input=(3, 32, 32)`, the shape of its input, or an `InputRule`.
+    options : what the source cannot say, e.g. `transposed=True`, and what to accept, e.g. `accept_unused=True`;
+        see `xnor-rrm convert --help`. For a module `input=(3, 32, 32)`, the input's shape, or an `InputRule`.
     Raises ConvertError, naming what is unknown and what is supported.
     """
     from .importers import convert as convert_any

@@ -110,19 +110,36 @@ def convert(
         str | None,
         typer.Option(metavar="VIDEO", help="Compare with the original on its first frames; needs torch."),
     ] = None,
+    accept_unused: Annotated[
+        bool, typer.Option("--accept-unused", help="Note tensors that nothing reads, instead of an error.")
+    ] = False,
+    accept_rounded: Annotated[
+        bool, typer.Option("--accept-rounded", help="Take the signs of weights not quite -1 or +1.")
+    ] = False,
 ) -> None:
     """Bring over a trained checkpoint. With --verify, only a model that computes the same is written."""
     from .importers import bring_over
-    from .report import model_facts, show_facts
+    from .report import CONVERSION_COLUMNS, conversion_rows, model_facts, show_facts, show_table
 
     if output.exists() and source.exists() and output.samefile(source):
         raise typer.BadParameter("would overwrite SOURCE.", param_hint="--output")
-    given = {"transposed": transposed, "symbol": symbol, "size": size}
-    conversion = bring_over(source, **{name: value for name, value in given.items() if value})
+    given = {
+        "transposed": transposed,
+        "symbol": symbol,
+        "size": size,
+        "accept_unused": accept_unused,
+        "accept_rounded": accept_rounded,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value}
+    conversion = bring_over(source, **options)
+    model, sizes, console = conversion.model, conversion.sizes, Console()
+    show_table(console, CONVERSION_COLUMNS, conversion_rows(model, sizes))
+    console.print()
     if verify is not None:
         _verify(conversion, _open(verify))
-    conversion.model.save(output)
-    show_facts(Console(), {"written": output, **model_facts(conversion.model)})
+    model.save(output)
+    facts = {"written": output, "bytes_before": sum(sizes.values()) or None, **model_facts(model)}
+    show_facts(console, facts)
 
 
 @app.command()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -116,16 +117,20 @@ def most_seen(model: Model, classes: Counter[int], count: int = 3) -> str:
 
 # --- models ---------------------------------------------------------------------------------------
 
-LAYER_COLUMNS = ("layer", "kind", "output", "weights", "bits", "bytes", "type", "fused with")
+LAYER_COLUMNS = ("layer", "kind", "output", "weights", "bits", "bytes", "type", "step", "fused with")
+
+#: What a conversion adds to each row: the checkpoint's tensors that became the layer, and their bytes.
+CONVERSION_COLUMNS = (*LAYER_COLUMNS, "was", "bytes before")
 
 
 def layer_rows(model: Model) -> Rows:
-    """One row a layer: output and weight shapes, bits a weight, bytes stored, and who shares its pass."""
-    steps = [layers for _, layers, _ in describe(model)]
+    """One row a layer: output and weight shapes, bits a weight, bytes stored, step and who shares it."""
+    steps = describe(model)
     rows: Rows = []
     for layer in model.layers:
         binary = isinstance(layer, BinaryConv2d)
-        together = dict.fromkeys(name for step in steps if layer.name in step for name in step)
+        mine = [(step, layers) for step, layers, _ in steps if layer.name in layers]
+        together = dict.fromkeys(name for _, layers in mine for name in layers)
         rows.append(
             (
                 layer.name,
@@ -135,10 +140,39 @@ def layer_rows(model: Model) -> Rows:
                 (1 if binary else 32) if layer.tensors() else None,
                 _bytes(layer),
                 "binary" if binary or isinstance(layer, Sign) else "float",
+                mine[0][0],
                 " ".join(name for name in together if name != layer.name) or None,
             )
         )
     return rows
+
+
+def conversion_rows(model: Model, sizes: Mapping[str, int]) -> Rows:
+    """`layer_rows` and what each layer was; tensors that no layer has its name from come in a last row.
+
+    sizes : bytes of each tensor of the checkpoint. It belongs to the layer whose name begins its own, and is
+    told by what follows it.
+    """
+    became: dict[str, list[str]] = {}
+    names = {layer.name for layer in model.layers}
+    for tensor in sizes:
+        became.setdefault(_longest_name(tensor, names), []).append(tensor)
+
+    def was(name: str) -> tuple[str | None, int]:
+        tensors = became.get(name, [])
+        told = (tensor.removeprefix(name) or tensor for tensor in tensors)
+        return " ".join(told) or None, sum(sizes[tensor] for tensor in tensors)
+
+    rows: Rows = [(*row, *was(row[0])) for row in layer_rows(model)]
+    if "" in became:
+        rows.append((*[None] * len(LAYER_COLUMNS), *was("")))
+    return rows
+
+
+def _longest_name(tensor: str, names: Container[str]) -> str:
+    """The longest name that the tensor's begins with, up to a separator or its end; "" for none."""
+    ends = [*(found.start() for found in re.finditer(r"[^A-Za-z0-9]", tensor)), len(tensor)]
+    return next((tensor[:end] for end in reversed(ends) if tensor[:end] in names), "")
 
 
 def model_facts(model: Model) -> dict[str, Any]:

@@ -11,20 +11,20 @@ An importer module has
 `read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
 `original` rebuilds the network as the training code has it, in torch's own operations (original.py), and
 shares no code with `read` beyond opening the file: verify.py compares the two. The source is a Checkpoint;
-only that of torch_module is a module in memory.
+only that of traced_module is a module in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ConvertError
 from ..model import Model
-from . import bmxnet, onnx_graph, packed_pytorch, torch_module, xnor_net_pytorch
+from . import bmxnet, onnx_graph, packed_pytorch, traced_module, xnor_net_pytorch
 from .checkpoint import Checkpoint, summary
 from .original import Original
 
@@ -60,27 +60,38 @@ IMPORTERS: tuple[Importer, ...] = (
 class Conversion:
     """A network brought over.
 
-    model : what it became.  original : makes the network as it was, to compare with; needs torch.
+    model : what it became; its info tells what was accepted.  sizes : bytes of each tensor of the checkpoint
+    that went into it.  original : makes the network as it was, to compare with; needs torch.
     """
 
     model: Model
+    sizes: Mapping[str, int]
     original: Callable[[], Original]
 
 
-def bring_over(network: object, **options: Any) -> Conversion:
+def bring_over(
+    network: object, *, accept_unused: bool = False, accept_rounded: bool = False, **options: Any
+) -> Conversion:
     """Bring over the checkpoint at a path, with the importer that recognises it, or a torch.nn.Module.
 
+    accept_unused, accept_rounded : note in the model's info what else is an error: tensors that nothing
+        reads, weights that are not quite -1 or +1.
     Raises ConvertError for an unknown kind of file, naming those that are known, and for an unknown option.
     """
-    source = Checkpoint(network) if isinstance(network, Path) else network
-    importer = _importer(source) if isinstance(source, Checkpoint) else torch_module
-    if importer is torch_module and not torch_module.recognise(source):
-        raise ConvertError(f"a path or a {torch_module.TITLE}", type(source).__name__)
+    source: Any = network
+    if isinstance(network, Path):
+        source = Checkpoint(network, accept_unused=accept_unused, accept_rounded=accept_rounded)
+    importer = _importer(source) if isinstance(network, Path) else traced_module
+    if importer is traced_module and not traced_module.recognise(source):
+        raise ConvertError(f"a path or a {traced_module.TITLE}", type(source).__name__)
     unknown = sorted(options.keys() - importer.OPTIONS.keys())
     if unknown:
         known = ", ".join(importer.OPTIONS) or "none"
         raise ConvertError(f"options of {importer.TITLE}: {known}", ", ".join(unknown))
-    return Conversion(importer.read(source, **options), partial(importer.original, source, **options))
+    model = importer.read(source, **options)
+    notes, sizes = (source.notes, source.sizes) if isinstance(source, Checkpoint) else ({}, {})
+    model = replace(model, info=model.info | notes)
+    return Conversion(model, sizes, partial(importer.original, source, **options))
 
 
 def _importer(source: Checkpoint) -> Importer:

@@ -118,6 +118,7 @@ class Graph:
     """nodes : in order of execution.  constants : the initializers.  output : the value computed.
 
     input, dims : the name and shape of the one input; a size that the file leaves open is 0.
+    unread : names of initializers that no node reads.
     """
 
     nodes: list[Node]
@@ -125,6 +126,7 @@ class Graph:
     input: str
     dims: tuple[int, ...]
     output: str
+    unread: list[str]
 
 
 def parse(path: Path) -> onnx.ModelProto:
@@ -167,14 +169,12 @@ def read(path: Path) -> Graph:
         raise ConvertError(f"at most {MAX_NODES} nodes", f"{len(proto.node)}")
     nodes = [Node(each) for each in proto.node]
     _check_order(nodes, {inputs[0].name, *constants})
-    unread = sorted(constants.keys() - {name for node in nodes for name in node.inputs})
-    if unread:
-        raise ConvertError("only initializers that the graph reads", f"{len(unread)} more: {unread[0]}")
+    unread = constants.keys() - {name for node in nodes for name in node.inputs}
     kind = inputs[0].type.tensor_type
     if kind.elem_type != FLOAT:
         raise ConvertError(f"a float32 input {inputs[0].name!r}", f"type {kind.elem_type}")
     dims = tuple(max(int(each.dim_value), 0) for each in kind.shape.dim)
-    return Graph(nodes, constants, inputs[0].name, dims, text(proto.output[0].name))
+    return Graph(nodes, constants, inputs[0].name, dims, text(proto.output[0].name), sorted(unread))
 
 
 def _check_order(nodes: list[Node], known: set[str]) -> None:

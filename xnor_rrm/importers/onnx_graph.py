@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import ConvertError, XnorError
 from ..model import Array, Model, Shape, Sign
 from . import onnx_constants, onnx_file, onnx_reference
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, summary
 from .graph import Lowering, Node, Refused, Sides
 from .input_options import MEAN_HELP, STD_HELP, input_rule
 from .operations import OPERATIONS, Pair
@@ -50,6 +50,11 @@ def read(source: Checkpoint, *, size: int | None = None, mean: Any = None, std: 
     sign that are not binary.
     """
     graph = onnx_file.read(source.path)
+    if graph.unread:
+        source.notes["unused"] = f"{len(graph.unread)} initializers: {summary(graph.unread)}"
+        if not source.accept_unused:
+            raise ConvertError("only initializers that the graph reads", f"more: {source.notes['unused']}")
+    source.sizes.update({name: array.nbytes for name, array in graph.constants.items()})
     shape = input_shape(graph, size)
     rule = input_rule(shape, mean, std)
     builder = Builder(graph, shape, BUDGET + GROWTH * source.path.stat().st_size)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..bits import pack_signs
 from ..errors import ConvertError
 from ..model import (
+    Affine,
     Array,
     AvgPool,
     BinaryConv2d,
@@ -30,7 +31,6 @@ from ..model import (
     Upsample,
     Window,
 )
-from .checkpoint import Tensors
 from .graph import NO_PADDING, Floats, Lowering, Node, Operation, Sides, Signs, floats, unpadded
 
 Pair = tuple[int, int]
@@ -134,14 +134,18 @@ def _batch_norm(
     source = unpadded(node, floats(node, x))
     if not math.isfinite(eps):
         raise ConvertError(f"a finite epsilon in {node.where}", f"{eps}")
-    named = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
-    arrays = {f"{node.name}.{key}": value for key, value in named.items() if value is not None}
-    keys: dict[str, Any] = {key: f"{node.name}.{key}" if named[key] is not None else None for key in named}
-    lowering.spend(8 * len(mean), node)
-    layer = Tensors(arrays).take_affine(node.name, source.layer, **keys, eps=eps)
-    height, width, _ = lowering.shapes[source.layer]
-    if source.flat and height * width > 1:
-        raise ConvertError(f"a batch-norm before the flattening in {node.where}", f"{height}x{width}")
+    one, zero = np.ones_like(mean), np.zeros_like(mean)
+    gamma, beta = one if gamma is None else gamma, zero if beta is None else beta
+    lowering.spend(8 * mean.size, node)
+    for name, array in (("gamma", gamma), ("beta", beta), ("mean", mean), ("var", var)):
+        if array.dtype != np.float32 or array.shape != (lowering.shape_of(source)[1],):
+            channels = lowering.shape_of(source)[1]
+            found = f"{array.dtype.name}{list(array.shape)}"
+            raise ConvertError(f"float32[{channels}] as {name} of {node.where}", found)
+    if not (var + np.float64(eps) > 0).all():
+        raise ConvertError(f"variances of at least 0 in {node.where}", f"{var.min()}")
+    arrays = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
+    layer = Affine.from_batch_norm(node.name, source.layer, **arrays, eps=eps)
     return lowering.append(node, layer, source)
 
 
@@ -190,9 +194,7 @@ def _conv(
     kernel = weight.shape[2], weight.shape[3]
     geometry = window(node, kernel, stride, _both(padding, x.padding), dilation)
     lowering.spend(weight.nbytes + 8 * len(weight), node)
-    shift = np.zeros(len(weight), np.float32)
-    if bias is not None:
-        shift = Tensors({f"{node.name}.bias": bias}).take(f"{node.name}.bias", len(weight))
+    shift = np.zeros(len(weight), np.float32) if bias is None else bias
     if isinstance(x, Signs):
         return _binary_conv(lowering, node, x, weight, shift, geometry, groups)
     if x.pad_value:

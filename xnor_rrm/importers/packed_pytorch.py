@@ -1,10 +1,14 @@
-"""The CIFAR-10 VGGs of Pytorch-XNOR-Net, saved with packed signs.
+"""The networks of Pytorch-XNOR-Net, saved with packed signs: VGGs for CIFAR-10 and LeNet-5 for MNIST.
 
-    conv0, bn0, ReLU; binary blocks; linear classifier
+    conv0, bn0, ReLU; binary blocks; linear classifier                                    (VGG)
+    conv1, bn1, ReLU, pool; conv2, bn2, ReLU, pool; fc1, bn3, ReLU; fc2, without biases   (LeNet-5)
 
-A block convN is BN -> sign -> conv (alpha, bias; padded with 0 after the sign), followed by BN bn(N+1) and
-ReLU N+2. Its weight is int32[Cout, words], bit i of the row being element i over (Cin, kH, kW), 1 = +1. The
-features are numbered through, so a number left out is a 2x2 max pool.
+A binary module is BN -> sign -> conv or linear (alpha, bias; padded with 0 after the sign, as in training).
+Its weight is int32[Cout, words], bit i of the row being element i over (Cin, kH, kW), 1 = +1. In a VGG, convN
+is followed by BN bn(N+1) and ReLU N+2; features are numbered through: a number left out is a 2x2 max pool.
+
+In training the sign of 0 is 0, a third value. Only zeros of a ReLU can be taken to exactly 0 by the
+batch-norm before a sign: one that does that is refused.
 """
 
 from __future__ import annotations
@@ -14,93 +18,115 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from ..bits import pack_signs, unpack_signs
+from ..bits import unpack_signs
 from ..errors import ConvertError
-from ..model import BinaryConv2d, Conv2d, MaxPool, Model, Relu, Sign, Window
-from . import cifar10
-from .checkpoint import Chain, Checkpoint, Tensors, same_size
+from ..model import MaxPool, Model, Window
+from . import cifar10, mnist
+from .checkpoint import Checkpoint, Tensors
 from .original import Keep, Original, batch_norm, in_float64, in_torch
+from .torch_modules import Modules, square
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TITLE = "Pytorch-XNOR-Net VGG with packed weights (tensors features.convN.alpha)"
+TITLE = "Pytorch-XNOR-Net VGG or LeNet-5 with packed weights (tensors features.convN.alpha or fc1.alpha)"
 OPTIONS: dict[str, str] = {}
 
-KERNEL = 3
 BN_EPS = 1e-5
 
 BINARY_CONV = re.compile(r"features\.conv(\d{1,4})\.alpha")
 
 
 def recognise(source: Checkpoint) -> bool:
-    return source.has(BINARY_CONV.fullmatch)
+    return source.has(BINARY_CONV.fullmatch) or _is_lenet(source)
+
+
+def _is_lenet(source: Checkpoint) -> bool:
+    return {"conv2.alpha", "fc1.alpha"} <= (source.state_dict or {}).keys()
 
 
 def read(source: Checkpoint) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, and gaps in the numbers."""
+    rule, labels, build = (
+        (mnist.INPUT_RULE, mnist.labels, _lenet)
+        if _is_lenet(source)
+        else (cifar10.INPUT_RULE, cifar10.labels, _vgg)
+    )
     state = source.state_dict or {}
-    tensors = Tensors(state)
-    layers = Chain()
-    size = cifar10.INPUT_RULE.crop[0]
+    net = _Modules(Tensors(state, source), rule)
+    build(net, sorted(int(found[1]) for found in map(BINARY_CONV.fullmatch, state) if found))
+    net.tensors.finish()
+    info = {"source": source.path.name, "format": TITLE}
+    return Model(source.name, rule, tuple(net.layers), labels(net.shape[2]), info)
 
-    def float_conv(name: str) -> int:
-        weight = tensors.take(f"{name}.weight", None, 3, KERNEL, KERNEL).transpose(0, 2, 3, 1)
-        bias = tensors.take(f"{name}.bias", len(weight))
-        layers.append(Conv2d(name, (layers.last,), weight, bias, same_size(KERNEL)))
-        return len(weight)
 
-    def binary_conv(name: str, cin: int) -> int:
-        layers.append(tensors.take_torch_batch_norm(f"{name}.bn", layers.last, eps=BN_EPS))
-        layers.append(Sign(f"{name}.sign", (layers.last,)))
-        shape = (cin, KERNEL, KERNEL)
-        width = -(-math.prod(shape) // 32)
-        words = tensors.take_raw(f"{name}.weight")
+class _Modules(Modules):
+    """Binary modules, their weights packed."""
+
+    def binary_conv(self, name: str, kernel: int, *, padding: int = 0, bias: bool = True) -> None:
+        self.sign(name, eps=BN_EPS)
+        shape = (self.shape[2], kernel, kernel)
+        signs = self._signs(name, math.prod(shape)).reshape(-1, *shape).transpose(0, 2, 3, 1)
+        alpha = self.tensors.take(f"{name}.alpha", len(signs), 1, 1, 1).reshape(-1)
+        self.binary(name, signs, alpha, square(kernel, padding=padding), bias)
+
+    def binary_linear(self, name: str, *, bias: bool = True) -> None:
+        self.sign(name, eps=BN_EPS, flat=True)
+        signs = self.whole_input(self._signs(name, math.prod(self.shape)))
+        alpha = self.tensors.take(f"{name}.alpha", len(signs), 1).reshape(-1)
+        self.binary(name, signs, alpha, Window(self.shape[:2]), bias)
+
+    def _signs(self, name: str, bits: int) -> npt.NDArray[np.bool_]:
+        """bool[Cout, bits]."""
+        words, width = self.tensors.take_raw(f"{name}.weight"), -(-bits // 32)
         if words.dtype != np.int32 or words.shape[1:] != (width,):
             found = f"{words.dtype.name}{list(words.shape)}"
             raise ConvertError(f"int32[any, {width}] as '{name}.weight'", found)
-        signs = (
-            unpack_signs(words.view(np.uint32), math.prod(shape)).reshape(-1, *shape).transpose(0, 2, 3, 1)
-        )
-        alpha = tensors.take(f"{name}.alpha", len(words), 1, 1, 1).reshape(-1)
-        bias = tensors.take(f"{name}.bias", len(words))
-        window = same_size(KERNEL)
-        layers.append(BinaryConv2d(name, (layers.last,), pack_signs(signs), alpha, bias, cin, window))
-        return len(words)
+        return unpack_signs(words.view(np.uint32), bits)
 
-    def max_pool(number: int) -> int:
-        layers.append(MaxPool(f"features.pool{number}", (layers.last,), Window((2, 2), (2, 2))))
-        return size // 2
 
-    channels = float_conv("features.conv0")
-    layers.append(tensors.take_torch_batch_norm("features.bn0", layers.last, eps=BN_EPS))
-    layers.append(Relu("features.relu0", (layers.last,)))
+def _lenet(net: _Modules, _: list[int]) -> None:
+    net.conv("conv1", 5, bias=False)
+    net.batch_norm("bn1", eps=BN_EPS)
+    net.relu("relu1")
+    net.pool("pool1", MaxPool, 2, 2)
+    net.binary_conv("conv2", 5, bias=False)
+    net.batch_norm("bn2", eps=BN_EPS)
+    net.relu("relu2")
+    net.pool("pool2", MaxPool, 2, 2)
+    net.binary_linear("fc1", bias=False)
+    net.batch_norm("bn3", eps=BN_EPS)
+    net.relu("relu3")
+    net.linear("fc2")
+
+
+def _vgg(net: _Modules, numbers: list[int]) -> None:
+    """numbers : of the binary convolutions, ascending."""
+    net.conv("features.conv0", 3, padding=1)
+    net.batch_norm("features.bn0", eps=BN_EPS)
+    net.relu("features.relu0")
     following = 1
-    for number in sorted(int(found[1]) for found in map(BINARY_CONV.fullmatch, state) if found):
+    for number in numbers:
         if number == following + 1:
-            size = max_pool(following)
+            net.pool(f"features.pool{following}", MaxPool, 2, 2)
         elif number != following:
             expected = f"features.conv{following}, or conv{following + 1} after a pool"
             raise ConvertError(expected, f"features.conv{number}")
-        channels = binary_conv(f"features.conv{number}", channels)
-        layers.append(tensors.take_torch_batch_norm(f"features.bn{number + 1}", layers.last, eps=BN_EPS))
-        layers.append(Relu(f"features.relu{number + 2}", (layers.last,)))
+        net.binary_conv(f"features.conv{number}", 3, padding=1)
+        net.batch_norm(f"features.bn{number + 1}", eps=BN_EPS)
+        net.relu(f"features.relu{number + 2}")
         following = number + 3
 
     # No key tells of a pool after the last block, but the classifier's width does.
-    weight = tensors.take("classifier.weight", None, None)
-    if weight.shape[1] == channels * (size // 2) ** 2:
-        size = max_pool(following)
-    if weight.shape[1] != channels * size**2:
-        raise ConvertError(f"{channels * size**2} inputs of classifier.weight", f"{weight.shape[1]}")
-    kernel = weight.reshape(-1, channels, size, size).transpose(0, 2, 3, 1)
-    bias = tensors.take("classifier.bias", len(weight))
-    layers.append(Conv2d("classifier", (layers.last,), kernel, bias, Window((size, size))))
-    tensors.finish()
-
-    info = {"source": source.path.name, "format": TITLE}
-    return Model(source.name, cifar10.INPUT_RULE, tuple(layers), cifar10.labels(len(weight)), info)
+    height, width, channels = net.shape
+    *_, inputs = net.tensors.shape("classifier.weight") or (0,)
+    if inputs == channels * (height // 2) * (width // 2):
+        net.pool(f"features.pool{following}", MaxPool, 2, 2)
+    elif inputs != channels * height * width:
+        raise ConvertError(f"{channels * height * width} inputs of classifier.weight", str(inputs))
+    net.linear("classifier")
 
 
 def original(source: Checkpoint) -> Original:
@@ -114,21 +140,32 @@ def original(source: Checkpoint) -> Original:
     def weights(name: str, *shape: int) -> Tensor:
         rows = np.ascontiguousarray(arrays[f"{name}.weight"].astype("<i4")).view(np.uint8)
         bits = np.unpackbits(rows, axis=1, bitorder="little")[:, : math.prod(shape)]
-        signs = state[f"{name}.bias"].new_tensor(2.0 * bits - 1)
+        signs = state[f"{name}.alpha"].new_tensor(2.0 * bits - 1)
         return signs.reshape(-1, *shape) * state[f"{name}.alpha"]
 
-    def forward(x: Tensor, keep: Keep) -> Tensor:
+    def bn(name: str, x: Tensor) -> Tensor:
+        return batch_norm(state, name, x, 1e-5)
+
+    def lenet(x: Tensor, keep: Keep) -> Tensor:
+        x = F.max_pool2d(bn("bn1", F.conv2d(x, state["conv1.weight"])).relu(), 2)
+        x = F.conv2d(keep("conv2.sign", bn("conv2.bn", x)).sign(), weights("conv2", x.shape[1], 5, 5))
+        x = F.max_pool2d(bn("bn2", x).relu(), 2).flatten(1)
+        x = F.linear(keep("fc1.sign", bn("fc1.bn", x)).sign(), weights("fc1", x.shape[1]))
+        return F.linear(bn("bn3", x).relu(), state["fc2.weight"], state["fc2.bias"])
+
+    def vgg(x: Tensor, keep: Keep) -> Tensor:
+        classifier = state["classifier.weight"]
         x = F.conv2d(x, state["features.conv0.weight"], state["features.conv0.bias"], padding=1)
-        x = F.relu(batch_norm(state, "features.bn0", x, 1e-5))
+        x = bn("features.bn0", x).relu()
+        x = x if 1 in numbers else F.max_pool2d(x, 2)
         for number in numbers:
             name = f"features.conv{number}"
-            x = keep(f"{name}.sign", batch_norm(state, f"{name}.bn", x, 1e-5)).sign()
+            x = keep(f"{name}.sign", bn(f"{name}.bn", x)).sign()
             x = F.conv2d(x, weights(name, x.shape[1], 3, 3), state[f"{name}.bias"], padding=1)
-            x = F.relu(batch_norm(state, f"features.bn{number + 1}", x, 1e-5))
+            x = bn(f"features.bn{number + 1}", x).relu()
             pooled = number + 3 not in numbers
             if pooled and (number != numbers[-1] or x.numel() > classifier.shape[1]):
                 x = F.max_pool2d(x, 2)
         return F.linear(x.flatten(), classifier, state["classifier.bias"])
 
-    classifier = state["classifier.weight"]
-    return in_torch(forward)
+    return in_torch(lenet if _is_lenet(source) else vgg)

@@ -1,94 +1,210 @@
-"""The CIFAR-10 network-in-network of XNOR-Net-PyTorch, saved with float latent weights.
+"""The networks of XNOR-Net-PyTorch, saved with float latent weights.
 
-    conv 5x5, BN, ReLU; binary blocks with pools between; BN, conv 1x1, ReLU, average pool 8x8
+    NIN        conv 5x5, BN, ReLU; blocks with pools between; BN, conv 1x1, ReLU, average pool 8x8  (CIFAR-10)
+    LeNet-5    conv 5x5, BN, ReLU, pool; block 5x5, pool; fully connected block; linear             (MNIST)
+    AlexNet    conv 11x11/4, BN, ReLU, pool; blocks with pools; two fully connected blocks; BN, linear
+    ResNet     conv 3x3, BN, ReLU; shortcuts round pairs of blocks; average pool 8x8, linear        (CIFAR-10)
 
-A block is BN -> sign -> conv -> ReLU, padded with 0 after the sign. Its weights are binarized as in
-training: subtract the mean over the input channels, clamp to [-1, 1], alpha = mean |w| of each filter,
-then the sign.
+A block is BN -> sign -> conv or linear -> ReLU, padded with 0 after the sign. Its weights are binarized as
+in training: subtract the mean over dimension 1, clamp to [-1, 1], alpha = mean |w| of each filter, then the
+sign. Gamma is taken as stored: the training code has raised it to 0.01 before it saves.
+
+The public code has no ResNet of its own. This is one of its blocks: layerN.N.conv1 and conv2 are 3x3, the
+first of layer2 and layer3 of stride 2. A shortcut is the input; where the size changes, a block 1x1
+`downsample`, or without one every second pixel with channels of 0 before and behind. Nothing follows the sum.
+
+torch.sign has a third value for 0. Values before it come out of a batch-norm, where only zeros of a ReLU can
+meet exactly 0: a batch-norm that does that is refused.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ..bits import pack_signs
 from ..errors import ConvertError
-from ..model import Array, AvgPool, BinaryConv2d, Conv2d, MaxPool, Model, Relu, Sign, Window
-from . import cifar10
-from .checkpoint import Chain, Checkpoint, Tensors, same_size
-from .original import Keep, Original, batch_norm, in_float64, in_torch
+from ..model import (
+    Add,
+    Array,
+    AvgPool,
+    Conv2d,
+    InputRule,
+    MaxPool,
+    Model,
+    Window,
+)
+from . import cifar10, mnist
+from .checkpoint import Checkpoint, Tensors
+from .torch_modules import Modules, square
+from .xnor_net_original import original
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["OPTIONS", "TITLE", "original", "read", "recognise"]
 
-TITLE = "XNOR-Net-PyTorch NIN (tensors xnor.N...)"
+TITLE = (
+    "XNOR-Net-PyTorch NIN / LeNet-5 / AlexNet / ResNet (blocks of tensors ....bn and ....conv or ....linear)"
+)
 OPTIONS = {"transposed": "the network was trained on transposed images: swap height and width of its kernels"}
 
 BN_EPS = 1e-4
+#: Of batch-norms that the training code leaves at torch's default, and of AlexNet's last.
+DEFAULT_EPS, LAST_EPS = 1e-5, 1e-3
 
-#: The middle of the nn.Sequential, by index: the kernel of a binary block, or a pool.
-BODY: dict[int, int | type[MaxPool]] = {
-    3: 1,
-    4: 1,
-    5: MaxPool,
-    6: 5,
-    7: 1,
-    8: 1,
-    9: AvgPool,
-    10: 3,
-    11: 1,
-}
+#: RGB less ImageNet's mean. The training code resizes to 256x256 whatever the aspect ratio.
+ALEXNET_RULE = InputRule(crop=(227, 227), resize=256, mean=(123.675, 116.28, 103.53), std=(1.0, 1.0, 1.0))
 
 
 def recognise(source: Checkpoint) -> bool:
-    return source.has(lambda name: name.startswith("xnor."))
+    return _network(source) is not None
 
 
 def read(source: Checkpoint, *, transposed: bool = False) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, or a weight of 0."""
     if not isinstance(transposed, bool):
         raise ConvertError("transposed as True or False", repr(transposed))
-    tensors = Tensors(source.state_dict or {})
-    layers = Chain()
-
-    def weight(module: str, cin: int, kernel: int) -> Array:
-        latent = tensors.take(f"{module}.weight", None, cin, kernel, kernel)
-        return latent.transpose(0, 3, 2, 1) if transposed else latent.transpose(0, 2, 3, 1)
-
-    def float_conv(name: str, cin: int, kernel: int) -> int:
-        values = weight(name, cin, kernel)
-        bias = tensors.take(f"{name}.bias", len(values))
-        layers.append(Conv2d(name, (layers.last,), values, bias, same_size(kernel)))
-        return len(values)
-
-    def binary_block(name: str, cin: int, kernel: int) -> int:
-        layers.append(tensors.take_torch_batch_norm(f"{name}.bn", layers.last, eps=BN_EPS))
-        layers.append(Sign(f"{name}.sign", (layers.last,)))
-        signs, alpha = binarize(f"{name}.conv.weight", weight(f"{name}.conv", cin, kernel))
-        weights = pack_signs(signs), alpha, tensors.take(f"{name}.conv.bias", len(alpha))
-        layers.append(BinaryConv2d(f"{name}.conv", (layers.last,), *weights, cin, same_size(kernel)))
-        layers.append(Relu(f"{name}.relu", (layers.last,)))
-        return len(alpha)
-
-    channels = float_conv("xnor.0", 3, kernel=5)
-    layers.append(tensors.take_torch_batch_norm("xnor.1", layers.last, eps=BN_EPS, affine=False))
-    layers.append(Relu("xnor.2", (layers.last,)))
-    for index, part in BODY.items():
-        if isinstance(part, int):
-            channels = binary_block(f"xnor.{index}", channels, kernel=part)
-        else:
-            layers.append(part(f"xnor.{index}", (layers.last,), Window((3, 3), (2, 2), (1, 1, 1, 1))))
-    layers.append(tensors.take_torch_batch_norm("xnor.12", layers.last, eps=BN_EPS, affine=False))
-    classes = float_conv("xnor.13", channels, kernel=1)
-    layers.append(Relu("xnor.14", (layers.last,)))
-    layers.append(AvgPool("xnor.15", (layers.last,), Window((8, 8))))
-    tensors.finish()
-
+    network = _network(source)
+    assert network is not None
+    if transposed and network.read is not _nin:
+        raise ConvertError("transposed for a NIN", source.path.name)
+    # AlexNet is trained with its features alone in a DataParallel.
+    state = {
+        name.replace("features.module.", "features.", 1): array
+        for name, array in (source.state_dict or {}).items()
+    }
+    net = _Modules(Tensors(state, source), network.rule, transposed)
+    network.read(net)
+    net.tensors.finish()
     info = {"source": source.path.name, "format": TITLE} | ({"transposed": "yes"} if transposed else {})
-    return Model(source.name, cifar10.INPUT_RULE, tuple(layers), cifar10.labels(classes), info)
+    return Model(source.name, network.rule, tuple(net.layers), network.labels(net.shape[2]), info)
+
+
+class _Modules(Modules):
+    """Blocks, and what stands between them."""
+
+    def __init__(self, tensors: Tensors, rule: InputRule, transposed: bool) -> None:
+        super().__init__(tensors, rule)
+        self._transposed = transposed
+
+    def kernel(self, name: str, kernel: int) -> Array:
+        weight = super().kernel(name, kernel)
+        return weight.transpose(0, 2, 1, 3) if self._transposed else weight
+
+    def block(self, name: str, kernel: int, *, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
+        """BN, sign, conv, ReLU."""
+        self.sign(name, eps=BN_EPS)
+        signs, alpha = binarize(f"{name}.conv.weight", self.kernel(f"{name}.conv", kernel))
+        self.binary(f"{name}.conv", signs, alpha, square(kernel, stride, padding), bias)
+        self.relu(f"{name}.relu")
+
+    def linear_block(self, name: str) -> None:
+        """BN, sign, linear, ReLU; the BN is over channels, or over all values flattened."""
+        self.sign(name, eps=BN_EPS, flat=True)
+        # The mean is that of all inputs, wherever in the image they lie.
+        signs, alpha = binarize(f"{name}.linear.weight", self.matrix(f"{name}.linear")[:, None, None])
+        self.binary(f"{name}.linear", self.whole_input(signs), alpha, Window(self.shape[:2]))
+        self.relu(f"{name}.relu")
+
+    def subsample(self, name: str, channels: int, stride: int) -> None:
+        """Every second pixel, as many channels of 0 before those there are as behind."""
+        more = channels - self.shape[2]
+        if more < 0 or more % 2:
+            raise ConvertError(f"{name} with weights", f"none, from {self.shape[2]} channels to {channels}")
+        weight = np.zeros((channels, 1, 1, self.shape[2]), np.float32)
+        weight[more // 2 : channels - more // 2, 0, 0] = np.eye(self.shape[2])
+        self.add(Conv2d(name, (self.last,), weight, np.zeros(channels, np.float32), square(1, stride)))
+
+
+def _nin(net: _Modules) -> None:
+    net.conv("xnor.0", 5, padding=2)
+    net.batch_norm("xnor.1", eps=BN_EPS, affine=False)
+    net.relu("xnor.2")
+    net.block("xnor.3", 1)
+    net.block("xnor.4", 1)
+    net.pool("xnor.5", MaxPool, 3, 2, 1)
+    net.block("xnor.6", 5, padding=2)
+    net.block("xnor.7", 1)
+    net.block("xnor.8", 1)
+    net.pool("xnor.9", AvgPool, 3, 2, 1)
+    net.block("xnor.10", 3, padding=1)
+    net.block("xnor.11", 1)
+    net.batch_norm("xnor.12", eps=BN_EPS, affine=False)
+    net.conv("xnor.13", 1)
+    net.relu("xnor.14")
+    net.pool("xnor.15", AvgPool, 8, 1)
+
+
+def _lenet(net: _Modules) -> None:
+    net.conv("conv1", 5)
+    net.batch_norm("bn_conv1", eps=BN_EPS, affine="bn_conv1.weight" in net.tensors)
+    net.relu("relu_conv1")
+    net.pool("pool1", MaxPool, 2, 2)
+    net.block("bin_conv2", 5)
+    net.pool("pool2", MaxPool, 2, 2)
+    net.linear_block("bin_ip1")
+    net.linear("ip2")
+
+
+def _alexnet(net: _Modules) -> None:
+    net.conv("features.0", 11, stride=4)
+    net.batch_norm("features.1", eps=BN_EPS)
+    net.relu("features.2")
+    net.pool("features.3", MaxPool, 3, 2)
+    net.block("features.4", 5, padding=2)
+    net.pool("features.5", MaxPool, 3, 2)
+    for index in (6, 7, 8):
+        net.block(f"features.{index}", 3, padding=1)
+    net.pool("features.9", MaxPool, 3, 2)
+    net.linear_block("classifier.0")
+    net.linear_block("classifier.1")
+    net.batch_norm("classifier.2", eps=LAST_EPS)
+    net.linear("classifier.4")
+
+
+def _resnet(net: _Modules) -> None:
+    bias = "layer1.0.conv1.conv.bias" in net.tensors
+    net.conv("conv1", 3, padding=1, bias="conv1.bias" in net.tensors)
+    net.batch_norm("bn1", eps=DEFAULT_EPS)
+    net.relu("relu")
+    for stage in (1, 2, 3):
+        index = 0
+        while (name := f"layer{stage}.{index}") and f"{name}.conv1.conv.weight" in net.tensors:
+            stride, source = 2 if stage > 1 and index == 0 else 1, net.last
+            net.block(f"{name}.conv1", 3, stride=stride, padding=1, bias=bias)
+            net.block(f"{name}.conv2", 3, padding=1, bias=bias)
+            top, channels, net.last = net.last, net.shape[2], source
+            if f"{name}.downsample.conv.weight" in net.tensors:
+                net.block(f"{name}.downsample", 1, stride=stride, bias=bias)
+            elif (stride, channels) != (1, net.shape[2]):
+                net.subsample(f"{name}.downsample", channels, stride)
+            net.add(Add(f"{name}.add", (top, net.last)))
+            index += 1
+    net.pool("avgpool", AvgPool, 8, 1)
+    net.linear("fc")
+
+
+@dataclass(frozen=True)
+class _Network:
+    """read : adds its modules.  rule : of its input.  labels : of a number of classes."""
+
+    read: Callable[[_Modules], None]
+    rule: InputRule
+    labels: Callable[[int], tuple[str, ...]]
+
+
+#: By how a tensor's name begins that only this network has.
+NETWORKS = {
+    "xnor.": _Network(_nin, cifar10.INPUT_RULE, cifar10.labels),
+    "bin_conv2.": _Network(_lenet, mnist.INPUT_RULE, mnist.labels),
+    "classifier.0.linear.": _Network(_alexnet, ALEXNET_RULE, lambda classes: ()),
+    "layer1.0.conv1.conv.": _Network(_resnet, cifar10.INPUT_RULE, cifar10.labels),
+}
+
+
+def _network(source: Checkpoint) -> _Network | None:
+    names = source.state_dict or ()
+    return next((NETWORKS[mark] for mark in NETWORKS if any(name.startswith(mark) for name in names)), None)
 
 
 def binarize(name: str, latent: Array) -> tuple[npt.NDArray[np.bool_], Array]:
@@ -105,31 +221,3 @@ def binarize(name: str, latent: Array) -> tuple[npt.NDArray[np.bool_], Array]:
             f"weights above or below 0 in {name!r}, less their mean", f"{zeros} zeros, of sign 0"
         )
     return centred > 0, alpha
-
-
-def original(source: Checkpoint, *, transposed: bool = False) -> Original:
-    """The network as it was trained; its input is transposed where its images were."""
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
-
-    state = in_float64(source.state_dict or {})
-
-    def forward(x: Tensor, keep: Keep) -> Tensor:
-        def block(index: int, x: Tensor, padding: int = 0) -> Tensor:
-            name = f"xnor.{index}"
-            x = batch_norm(state, f"{name}.bn", x, 1e-4)
-            keep(f"{name}.sign", x.transpose(2, 3) if transposed else x)
-            w = state[f"{name}.conv.weight"]
-            w = (w - w.mean(1, keepdim=True)).clamp(-1, 1)
-            w = w.sign() * w.abs().mean((1, 2, 3), keepdim=True)
-            return F.relu(F.conv2d(x.sign(), w, state[f"{name}.conv.bias"], padding=padding))
-
-        x = x.transpose(2, 3) if transposed else x
-        x = F.conv2d(x, state["xnor.0.weight"], state["xnor.0.bias"], padding=2)
-        x = block(4, block(3, F.relu(batch_norm(state, "xnor.1", x, 1e-4))))
-        x = F.max_pool2d(x, 3, 2, 1)
-        x = block(8, block(7, block(6, x, padding=2)))
-        x = F.avg_pool2d(x, 3, 2, 1)
-        x = batch_norm(state, "xnor.12", block(11, block(10, x, padding=1)), 1e-4)
-        return F.avg_pool2d(F.relu(F.conv2d(x, state["xnor.13.weight"], state["xnor.13.bias"])), 8)
-
-    return in_torch(forward)
