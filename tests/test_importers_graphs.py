@@ -834,9 +834,7 @@ def test_onnx_initializers_that_nothing_reads_are_noted_if_accepted(tmp_path: Pa
     net.head(net.conv("x", 4))
     net.arrays["spare"] = net.floats(3)
     path = net.save(tmp_path)
-    with pytest.raises(
-        ConvertError, match="only initializers that the graph reads, got more: 1 init.*: spare"
-    ):
+    with pytest.raises(ConvertError, match="reads, got more: 1 initializers: spare"):
         convert(path)
     conversion = bring_over(path, accept_unused=True)
     assert conversion.model.info["unused"] == "1 initializers: spare"

@@ -21,7 +21,7 @@ def convert(source: str | PathLike[str] | Module, **options: Any) -> Model:
     """Bring over a trained network.
 
     source : path of a checkpoint, whose kind is recognised by its contents, or a torch.nn.Module.
-    options : what the source cannot say, e.g. `transposed=True`, and what to accept, e.g. `accept_unused=True`;
+    options : what the source cannot say, e.g. `transposed=True`, and what to accept, `accept_unused=True`;
         see `xnor-rrm convert --help`. For a module `input=(3, 32, 32)`, the input's shape, or an `InputRule`.
     Raises ConvertError, naming what is unknown and what is supported.
     """

@@ -10,22 +10,20 @@ graph.py. x / c is taken as x times float32(1 / c). Logits are the input of a fi
 
 from __future__ import annotations
 
-import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ConvertError, XnorError
 from ..model import Array, InputRule, Model, Shape, Sign
+from . import traced_reference
 from .graph import Difference, Lowering, Node, Refused, Sides
 from .input_options import MEAN_HELP, STD_HELP, input_rule
 from .operations import OPERATIONS as GRAPH_OPERATIONS
 from .original import Original
+from .torch_trace import Trace, arguments, execute, first_tensor, layer_name, operator_name, place, trace
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +35,6 @@ OPTIONS = {
     "mean": MEAN_HELP,
     "std": STD_HELP,
 }
-
-#: Operators that torch.export would take apart.
-KEPT = ("_prelu_kernel", "leaky_relu", "upsample_nearest2d")
-
-FRAME = re.compile(r'File "([^"]+)", line (\d+), in \S+\n\s*(.*)')
 
 
 def recognise(source: object) -> bool:
@@ -67,37 +60,9 @@ def read(source: torch.nn.Module, *, input: Any = None, mean: Any = None, std: A
 
 def original(source: torch.nn.Module, **options: Any) -> Original:
     """The traced operators as torch computes them. `read` tells only which signs count."""
-    import torch
-
     model = read(source, **options)
-    shapes = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
-    traced = trace(source, model.input_shape)
-    logits = traced.output
-    if operator_name(logits) in ("_log_softmax", "_softmax"):
-        logits = logits.all_input_nodes[0]
-
-    def run(x: Array) -> tuple[Array, dict[str, Array]]:
-        values: dict[fx.Node, Any] = dict(traced.constants)
-        values[traced.input] = torch.tensor(x).permute(2, 0, 1)[None].contiguous()
-        computed, kept = {traced.input}, {}
-        before: dict[fx.Node, Any] = {}
-        with torch.no_grad():
-            for node in traced.nodes:
-                values[node] = _execute(node, values)
-                if computed.isdisjoint(node.all_input_nodes):
-                    continue
-                computed.add(node)
-                sources = [each for each in node.all_input_nodes if each in computed]
-                if (value := _signed(node, values)) is None and all(each in before for each in sources):
-                    value = _moved(node, sources, values, before)
-                if value is not None:
-                    before[node] = value
-                    if (shape := shapes.get(layer_name(node))) is not None:
-                        image = _unpadded(node, values, _tensor(value)).reshape(shape[2], *shape[:2])
-                        kept[layer_name(node)] = image.permute(1, 2, 0).numpy()
-        return values[logits].reshape(-1).numpy(), kept
-
-    return run
+    signs = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
+    return traced_reference.original(source, model.input_shape, signs)
 
 
 def _rule(shape: Any, mean: Any, std: Any) -> InputRule:
@@ -107,136 +72,6 @@ def _rule(shape: Any, mean: Any, std: Any) -> InputRule:
     if len(sizes) != 3 or not all(type(size) is int for size in sizes):
         raise ConvertError("the option input: a shape (C, H, W) or an InputRule", repr(shape))
     return input_rule((sizes[1], sizes[2], sizes[0]), mean, std)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """nodes : calls, in order of execution.  constants : parameters, buffers and other tensors."""
-
-    nodes: list[fx.Node]
-    constants: dict[fx.Node, torch.Tensor]
-    input: fx.Node
-    output: fx.Node
-
-
-def trace(module: torch.nn.Module, shape: Shape) -> Trace:
-    """The operators of a module for an input (H, W, C), without side effects. Raises ConvertError."""
-    import torch
-
-    if any(each.training for each in module.modules()):
-        raise ConvertError("a module in evaluation mode", "one in training mode", "Call module.eval() first.")
-    height, width, channels = shape
-    if not hasattr(torch.export, "default_decompositions"):
-        raise ConvertError("PyTorch 2.6 or newer, to trace modules", torch.__version__)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the inside of torch
-            program = torch.export.export(module, (torch.zeros(1, channels, height, width),), strict=False)
-            table = torch.export.default_decompositions()
-            for name in KEPT:
-                packet = getattr(torch.ops.aten, name)
-                for overload in packet.overloads():
-                    table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
-            program = program.run_decompositions(table)
-    except Exception as error:  # whatever the module's own code raises, and torch about it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        expected = f"a module that torch.export traces for {channels}x{height}x{width}"
-        raise ConvertError(expected, reason) from error
-
-    placeholders = program.graph.find_nodes(op="placeholder")
-    constants, inputs = {}, []
-    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
-        if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
-            inputs.append(node)
-        elif isinstance(value := {**program.state_dict, **program.constants}.get(spec.target), torch.Tensor):
-            constants[node] = value.detach()
-    outputs = program.graph_signature.user_outputs
-    nodes = [node for node in program.graph.nodes if node.op in ("call_function", "get_attr")]
-    named = {node.name: node for node in [*nodes, *placeholders]}
-    if len(inputs) != 1 or len(outputs) != 1 or outputs[0] not in named:
-        raise ConvertError("a module of one input and one output", f"{len(inputs)} and {len(outputs)}")
-    return Trace(nodes, constants, inputs[0], named[outputs[0]])
-
-
-def layer_name(node: fx.Node) -> str:
-    """The path of the module that calls it, and its own name in the trace."""
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return f"{stack[-1]}.{node.name}" if stack and stack[-1] else node.name
-
-
-def operator_name(node: fx.Node) -> str:
-    """Of ATen, without its overload."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return getattr(node.target, "__name__", str(node.target))
-    return str(schema.name.removeprefix("aten::"))
-
-
-def place(node: fx.Node) -> str:
-    """The operator, and the line of source that calls it."""
-    frames = FRAME.findall(node.meta.get("stack_trace") or "")
-    at = f" in {Path(frames[-1][0]).name}, line {frames[-1][1]}: {frames[-1][2]}" if frames else ""
-    return f"{operator_name(node)} ({layer_name(node)}{at})"
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """By the names of the operator's schema, with its defaults."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]  # of an operator
-    return {
-        each.name: node.args[i] if i < len(node.args) else node.kwargs.get(each.name, each.default_value)
-        for i, each in enumerate(schema)
-    }
-
-
-def _execute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The node's result, by torch."""
-    from torch import fx
-
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda each: values[each])
-    return node.target(*args, **kwargs)  # type: ignore[operator]  # a function
-
-
-def _signed(node: fx.Node, values: dict[fx.Node, Any]) -> torch.Tensor | None:
-    """What the sign is taken of, in the original, if the operator is one."""
-    import torch
-
-    operands: list[Any] = [values.get(each, each) for each in node.args]  # type: ignore[arg-type]
-    match operator_name(node):
-        case "sign":
-            return torch.as_tensor(operands[0])
-        case "ge" | "lt":
-            return torch.as_tensor(operands[0] - operands[1])
-        case "gt" | "le":
-            return torch.as_tensor(operands[1] - operands[0])
-    return None
-
-
-def _moved(
-    node: fx.Node, sources: list[fx.Node], values: dict[fx.Node, Any], before: dict[fx.Node, Any]
-) -> Any:
-    """Of what signs are signs after an operator that only compares or moves them; None after others."""
-    if operator_name(node) in ("cat", "getitem", "max_pool2d_with_indices", "upsample_nearest2d"):
-        return _execute(node, values | {each: before[each] for each in sources})
-    same = len(sources) == 1 and getattr(values[node], "numel", int)() == before[sources[0]].numel()
-    return before[sources[0]] if same else None
-
-
-def _tensor(value: Any) -> torch.Tensor:
-    """The first result of an operator that has more."""
-    first: torch.Tensor = value[0] if isinstance(value, tuple) else value
-    return first
-
-
-def _unpadded(node: fx.Node, values: dict[fx.Node, Any], image: torch.Tensor) -> torch.Tensor:
-    """The image [1, C, H, W] without what was padded before its sign was taken: signs are of the rest."""
-    source: Any = node.args[0]
-    while getattr(values.get(source), "shape", None) == _tensor(values[node]).shape:
-        if operator_name(source) == "constant_pad_nd":
-            pads = [*source.args[1], 0, 0][:4]
-            height, width = values[source.args[0]].shape[2:]
-            return image[..., pads[2] : pads[2] + height, pads[0] : pads[0] + width]
-        source = source.args[0] if source.args else None
-    return image
 
 
 class Builder:
@@ -253,7 +88,7 @@ class Builder:
             if name in LIKE:  # of a value's shape, but not of the value
                 self.constants[node] = LIKE[name](arguments(node))
             elif node.op == "call_function" and all(each in self.constants for each in node.all_input_nodes):
-                self.constants[node] = _execute(node, self.constants)
+                self.constants[node] = execute(node, self.constants)
             elif name == "getitem" and node.args[1] == 0:
                 self.add(node, "same", node.args[0])
             elif name in OPERATORS:
@@ -276,7 +111,7 @@ class Builder:
     def check_shape(self, node: fx.Node) -> None:
         """Raises ConvertError where a value is not lowered to the shape that torch gives it."""
         value = self.lowering.values[layer_name(node)]
-        shape = tuple(_tensor(node.meta["val"]).shape)
+        shape = tuple(first_tensor(node.meta["val"]).shape)
         if not isinstance(value, Difference | Refused):
             found = self.lowering.shape_of(value)
             if shape[: len(found)] != found or set(shape[len(found) :]) > {1}:
