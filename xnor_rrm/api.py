@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import resources
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .model import Model
 
+if TYPE_CHECKING:
+    from torch.nn import Module
 
-def convert(source: str | Path, **options: Any) -> Model:
-    """Bring over a trained checkpoint; the kind of file is recognised by its contents.
 
-    source : path of the checkpoint.  options : what the file cannot say, e.g. `transposed=True`, and what
-        to accept, e.g. `accept_unused=True`; see `xnor-rrm convert --help`.
+def convert(source: str | PathLike[str] | Module, **options: Any) -> Model:
+    """Bring over a trained network.
+
+    source : path of a checkpoint, whose kind is recognised by its contents, or a torch.nn.Module.
+    options : what the source cannot say, e.g. `transposed=True`, and what to accept, `accept_unused=True`;
+        see `xnor-rrm convert --help`. For a module `input=(3, 32, 32)`, the input's shape, or an `InputRule`.
     Raises ConvertError, naming what is unknown and what is supported.
     """
-    from .importers import convert as convert_file
+    from .importers import convert as convert_any
 
-    return convert_file(Path(source), **options)
+    return convert_any(Path(source) if isinstance(source, str | PathLike) else source, **options)
 
 
 def load(path: str | Path) -> Model:

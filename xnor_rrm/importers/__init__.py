@@ -10,7 +10,8 @@ An importer module has
 
 `read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
 `original` rebuilds the network as the training code has it, in torch's own operations (original.py), and
-shares no code with `read` beyond opening the file: verify.py compares the two.
+shares no code with `read` beyond opening the file: verify.py compares the two. The source is a Checkpoint;
+only that of traced_module is a module in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 
 from ..errors import ConvertError
 from ..model import Model
-from . import bmxnet, packed_pytorch, xnor_net_pytorch
+from . import bmxnet, onnx_graph, packed_pytorch, traced_module, xnor_net_pytorch
 from .checkpoint import Checkpoint, summary
 from .original import Original
 
@@ -38,7 +39,7 @@ class Importer(Protocol):
     def OPTIONS(self) -> Mapping[str, str]: ...  # noqa: N802  # stands for a module's constant
 
     @property
-    def recognise(self) -> Callable[[Checkpoint], bool]: ...
+    def recognise(self) -> Callable[[Any], bool]: ...
 
     @property
     def read(self) -> Callable[..., Model]: ...
@@ -51,6 +52,7 @@ IMPORTERS: tuple[Importer, ...] = (
     bmxnet,
     xnor_net_pytorch,
     packed_pytorch,
+    onnx_graph,
 )
 
 
@@ -68,31 +70,41 @@ class Conversion:
 
 
 def bring_over(
-    path: Path, *, accept_unused: bool = False, accept_rounded: bool = False, **options: Any
+    network: object, *, accept_unused: bool = False, accept_rounded: bool = False, **options: Any
 ) -> Conversion:
-    """Bring over the checkpoint at `path` with the importer that recognises it; see `xnor_rrm.convert`.
+    """Bring over the checkpoint at a path, with the importer that recognises it, or a torch.nn.Module.
 
     accept_unused, accept_rounded : note in the model's info what else is an error: tensors that nothing
         reads, weights that are not quite -1 or +1.
     Raises ConvertError for an unknown kind of file, naming those that are known, and for an unknown option.
     """
-    source = Checkpoint(path, accept_unused=accept_unused, accept_rounded=accept_rounded)
-    importer = next((each for each in IMPORTERS if each.recognise(source)), None)
-    if importer is None:
-        names = list(source.state_dict or ())
-        found = f"tensors {summary(names)}" if names else f"first bytes {source.head[:8].hex(' ')!r}"
-        raise ConvertError(
-            "one of: " + "; ".join(each.TITLE for each in IMPORTERS), f"{path.name} with {found}"
-        )
+    source: Any = network
+    if isinstance(network, Path):
+        source = Checkpoint(network, accept_unused=accept_unused, accept_rounded=accept_rounded)
+    importer = _importer(source) if isinstance(network, Path) else traced_module
+    if importer is traced_module and not traced_module.recognise(source):
+        raise ConvertError(f"a path or a {traced_module.TITLE}", type(source).__name__)
     unknown = sorted(options.keys() - importer.OPTIONS.keys())
     if unknown:
         known = ", ".join(importer.OPTIONS) or "none"
         raise ConvertError(f"options of {importer.TITLE}: {known}", ", ".join(unknown))
     model = importer.read(source, **options)
-    model = replace(model, info=model.info | source.notes)
-    return Conversion(model, source.sizes, partial(importer.original, source, **options))
+    notes, sizes = (source.notes, source.sizes) if isinstance(source, Checkpoint) else ({}, {})
+    model = replace(model, info=model.info | notes)
+    return Conversion(model, sizes, partial(importer.original, source, **options))
 
 
-def convert(path: Path, **options: Any) -> Model:
+def _importer(source: Checkpoint) -> Importer:
+    importer = next((each for each in IMPORTERS if each.recognise(source)), None)
+    if importer is None:
+        names = list(source.state_dict or ())
+        found = f"tensors {summary(names)}" if names else f"first bytes {source.head[:8].hex(' ')!r}"
+        raise ConvertError(
+            "one of: " + "; ".join(each.TITLE for each in IMPORTERS), f"{source.path.name} with {found}"
+        )
+    return importer
+
+
+def convert(network: object, **options: Any) -> Model:
     """The model alone of `bring_over`."""
-    return bring_over(path, **options).model
+    return bring_over(network, **options).model
