@@ -15,14 +15,18 @@ from xnor_rrm.model import (
     Affine,
     AvgPool,
     BinaryConv2d,
+    Clip,
+    Concat,
     Conv2d,
     InputRule,
     Layer,
     MaxPool,
     Model,
+    PRelu,
     Relu,
     Shape,
     Sign,
+    Upsample,
     Window,
 )
 
@@ -59,16 +63,20 @@ class Builder:
     """Adds layers one by one and tracks their shapes. Each method returns the name of the layer it added.
 
     ties : weights and thresholds that are small integers, so that sums meet zero exactly.
+    channels : of the input, 3 or 1.
     """
 
-    def __init__(self, rng: np.random.Generator, height: int, width: int, ties: bool = False) -> None:
+    def __init__(
+        self, rng: np.random.Generator, height: int, width: int, ties: bool = False, channels: int = 3
+    ) -> None:
         self.rng, self.ties = rng, ties
         self.layers: list[Layer] = []
-        self.shapes: dict[str, Shape] = {INPUT: (height, width, 3)}
+        self.shapes: dict[str, Shape] = {INPUT: (height, width, channels)}
 
     def model(self, labels: tuple[str, ...] = (), resize: int = 0) -> Model:
+        height, width, channels = self.shapes[INPUT]
         mean, std = ((125.5, 0.0, 127.0), (61.0, 1.0, 64.5)) if not self.ties else ((128.0,) * 3, (1.0,) * 3)
-        rule = InputRule(crop=self.shapes[INPUT][:2], resize=resize, mean=mean, std=std)
+        rule = InputRule((height, width), resize, mean[:channels], std[:channels], channels=channels)
         return Model("random", rule, tuple(self.layers), labels, {"source": "tests/models.py"})
 
     def conv(self, source: str, cout: int, window: Window, groups: int = 1) -> str:
@@ -95,6 +103,20 @@ class Builder:
 
     def relu(self, source: str) -> str:
         return self._add(Relu(self._name("relu"), (source,)))
+
+    def prelu(self, source: str) -> str:
+        """Slopes of either sign."""
+        return self._add(PRelu(self._name("prelu"), (source,), self._floats(self.shapes[source][2])))
+
+    def clip(self, source: str) -> str:
+        low, high = sorted(self._floats(2).tolist())
+        return self._add(Clip(self._name("clip"), (source,), low, high))
+
+    def concat(self, *sources: str) -> str:
+        return self._add(Concat(self._name("concat"), sources))
+
+    def upsample(self, source: str, factor: int) -> str:
+        return self._add(Upsample(self._name("upsample"), (source,), factor))
 
     def sign(self, source: str) -> str:
         return self._add(Sign(self._name("sign"), (source,)))
@@ -161,13 +183,16 @@ def every_kind(rng: np.random.Generator) -> Model:
     top = net.max_pool(net.plus(block, shortcut), Window((3, 3), (1, 1), (2, 2, 0, 1)))
     top = net.binary(top, 12, Window((2, 3), (1, 1), (1, 1, 2, 2), (3, 2)), pad_value=-1)
     top = net.conv(top, 6, Window((1, 1)), groups=3)
+    top = net.prelu(net.conv(net.concat(top, net.clip(top), top), 18, same, groups=18))
+    top = net.upsample(top, 2)
     net.conv(net.avg_pool(top, net.whole(top)), 4, Window((1, 1)))
     return net.model(labels=("cat", "dog", "chat\u00a0noir", "\u732b"))
 
 
 def random_model(rng: np.random.Generator, blocks: int | None = None) -> Model:
     """A random composition of blocks as trained networks have them, on a frame of 4 to 11 pixels a side."""
-    net = Builder(rng, *(int(n) for n in rng.integers(4, 12, 2)), ties=rng.random() < 0.4)
+    height, width = (int(n) for n in rng.integers(4, 12, 2))
+    net = Builder(rng, height, width, ties=rng.random() < 0.4, channels=int(rng.choice((1, 3))))
     top = INPUT
     if rng.random() < 0.7:
         top = net.conv(top, _channels(rng), net.window(top))
@@ -227,7 +252,60 @@ def _float_block(net: Builder, top: str) -> str:
     return net.avg_pool(top, net.window(top, dilate=False), bool(net.rng.integers(2)))
 
 
-BLOCKS = (_xnor_block, _pooled_block, _residual_block, _forked_block, _float_block)
+def _activated_block(net: Builder, top: str) -> str:
+    """PReLU and Hardtanh, before or after the shortcut of a binary convolution."""
+    shortcut = net.clip(top) if net.rng.random() < 0.5 else top
+    window = Window((3, 3), padding=(1, 1, 1, 1))
+    top = net.binary(shortcut, net.shapes[top][2], window, _pad_value(net))
+    if net.rng.random() < 0.5:
+        return net.prelu(net.plus(top, shortcut))
+    return net.plus(net.prelu(top), net.clip(net.prelu(shortcut)))
+
+
+def _dense_block(net: Builder, top: str) -> str:
+    """Features beside new ones made of them; now and then the raw input, now and then one part twice."""
+    if net.shapes[top][2] > 70:
+        top = net.conv(top, 12, Window((1, 1)))
+    window = Window((3, 3), padding=(1, 1, 1, 1))
+    new = net.binary(net.affine(top), _channels(net.rng), window, _pad_value(net))
+    new = net.affine(new) if net.rng.random() < 0.5 else new
+    parts = [top, new, net.conv(top, 5, Window((1, 1)))][: 2 + int(net.rng.integers(2))]
+    if net.shapes[top][:2] == net.shapes[INPUT][:2] and net.rng.random() < 0.5:
+        parts.append(INPUT)
+    order = [parts[i] for i in net.rng.permutation(len(parts))]
+    return net.concat(*order) if net.rng.random() < 0.7 else net.concat(*order, order[0])
+
+
+def _upsampling_block(net: Builder, top: str) -> str:
+    """Nearest upsampling of a binary convolution's output, or of what an elementwise chain made of it."""
+    top = net.binary(top, _channels(net.rng), net.window(top), _pad_value(net))
+    top = net.relu(top) if net.rng.random() < 0.5 else top
+    if max(net.shapes[top][:2]) > 12:
+        top = net.max_pool(top, Window((2, 2), (2, 2)))
+    return net.upsample(top, int(net.rng.integers(1, 4)))
+
+
+def _depthwise_block(net: Builder, top: str) -> str:
+    """A depthwise or grouped float convolution, alone or with an elementwise chain behind it."""
+    channels = net.shapes[top][2]
+    groups = int(net.rng.choice([g for g in range(1, channels + 1) if channels % g == 0]))
+    groups = channels if net.rng.random() < 0.6 else groups
+    per_group = 1 if net.rng.random() < 0.7 else int(net.rng.integers(1, max(2, 140 // groups)))
+    top = net.conv(top, groups * per_group, net.window(top), groups=groups)
+    return net.relu(net.affine(top)) if net.rng.random() < 0.5 else top
+
+
+BLOCKS = (
+    _xnor_block,
+    _pooled_block,
+    _residual_block,
+    _forked_block,
+    _float_block,
+    _activated_block,
+    _dense_block,
+    _upsampling_block,
+    _depthwise_block,
+)
 
 
 def _head(net: Builder, top: str) -> Model:

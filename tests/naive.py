@@ -99,6 +99,16 @@ def relu(x: Array) -> Array:
     return np.where(x > 0, x, np.float32(0))
 
 
+def prelu(x: Array, slope: Array) -> Array:
+    return np.where(x > 0, x, x * slope)
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    """float32; NaN stays."""
+    x = np.where(x < np.float32(low), np.float32(low), x)
+    return np.where(x > np.float32(high), np.float32(high), x)
+
+
 def sign(x: Array) -> Array:
     """int64: +1 where x >= 0, zero and minus zero included, else -1."""
     return np.where(x >= 0, 1, -1)
@@ -106,6 +116,15 @@ def sign(x: Array) -> Array:
 
 def add(a: Array, b: Array) -> Array:
     return a + b
+
+
+def concat(*parts: Array) -> Array:
+    return np.concatenate(parts, axis=-1)
+
+
+def upsample(x: Array, factor: int) -> Array:
+    """Every pixel becomes a square of factor x factor."""
+    return np.repeat(np.repeat(x, factor, axis=0), factor, axis=1)
 
 
 def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Sides, dilation: Pair = (1, 1)) -> Array:
@@ -131,17 +150,27 @@ def avg_pool(
 
 
 def network_input(model: Any, frame: Array) -> Array:
-    """float32[H, W, 3] of uint8[h, w, 3]: centre crop, then (v - mean) / std; no rules that resize."""
+    """float32[H, W, C] of uint8[h, w, 3] or, grey, uint8[h, w]: luminance where C is 1, centre crop, then
+    (v - mean) / std; no rules that resize.
+    """
     rule = model.input_rule
     assert rule.resize == 0
+    if len(rule.mean) == 1:
+        frame = luminance(frame) if frame.ndim == 3 else frame[..., None]
     height, width = rule.crop
     top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
     values = frame[top : top + height, left : left + width].astype(np.float64)
     return ((values - np.array(rule.mean)) / np.array(rule.std)).astype(np.float32)
 
 
+def luminance(frame: Array) -> Array:
+    """uint8[h, w, 1] of RGB uint8[h, w, 3]."""
+    red, green, blue = (frame[..., c : c + 1].astype(np.int64) for c in range(3))
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) // 65536).astype(np.uint8)
+
+
 def forward(model: Any, x: Array) -> dict[str, Array]:
-    """Every layer's output by its name, for the network input x: float32[H, W, 3], itself under "input".
+    """Every layer's output by its name, for the network input x: float32[H, W, C], itself under "input".
 
     float32[H, W, C], and int64[H, W, C] of -1 and +1 for Sign.
     """
@@ -151,7 +180,7 @@ def forward(model: Any, x: Array) -> dict[str, Array]:
     return values
 
 
-def _apply(layer: Any, x: Array, other: Array | None = None) -> Array:
+def _apply(layer: Any, x: Array, *others: Array) -> Array:
     window = getattr(layer, "window", None)
     geometry = (window.stride, window.padding, window.dilation) if window else ()
     match type(layer).__name__:
@@ -167,7 +196,15 @@ def _apply(layer: Any, x: Array, other: Array | None = None) -> Array:
         case "Sign":
             return sign(x)
         case "Add":
-            return add(x, other)
+            return add(x, *others)
+        case "PRelu":
+            return prelu(x, layer.slope)
+        case "Clip":
+            return clip(x, layer.low, layer.high)
+        case "Concat":
+            return concat(x, *others)
+        case "Upsample":
+            return upsample(x, layer.factor)
         case "MaxPool":
             return max_pool(x, window.kernel, *geometry)
         case "AvgPool":

@@ -8,6 +8,7 @@ each operation rounded once; the engine reproduces them exactly, in both modes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ MAX_WINDOW_BITS = 65535
 
 @dataclass(frozen=True)
 class InputRule:
-    """From a raw frame to the network's input: resize, centre crop, normalise.
+    """From a raw frame to the network's input: luminance if grey, resize, centre crop, normalise.
 
     A frame of exactly the crop's size is taken as it is: it has been resized and cropped before.
 
@@ -45,13 +46,17 @@ class InputRule:
     interpolation : "bilinear" or "bicubic", with support widened when shrinking (Pillow's filters).
     mean, std : per channel, in units of 0..255. The input value is float32((v - mean) / std), one
         rounding from float64, v the uint8 value.
+    channels : 3, or 1: the luminance of the frame, before it is resized, as Pillow's mode "L" has it:
+        (19595 R + 38470 G + 7471 B + 32768) >> 16.
     """
 
     crop: tuple[int, int]
     resize: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    #: Left out of model files where it is 3, so that they stay as they were before there was a choice.
+    channels: int = field(default=3, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1 or self.resize < 0 or (self.resize and self.resize < max(self.crop)):
@@ -61,11 +66,17 @@ class InputRule:
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ModelError("interpolation 'bilinear' or 'bicubic'", repr(self.interpolation))
+        if self.channels not in (1, 3):
+            raise ModelError("an input of 1 or 3 channels", str(self.channels))
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ModelError(
+                f"{self.channels} numbers each as mean and std", f"mean {self.mean}, std {self.std}"
+            )
         if not (np.isfinite([*self.mean, *self.std]).all() and all(s > 0 for s in self.std)):
             raise ModelError("finite mean and positive std", f"mean {self.mean}, std {self.std}")
 
     def table(self) -> npt.NDArray[np.float32]:
-        """float32[256, 3]: the input value of each uint8 value of each channel."""
+        """float32[256, channels]: the input value of each uint8 value of each channel."""
         values = np.arange(256, dtype=np.float64)[:, None]
         table: npt.NDArray[np.float32] = ((values - np.array(self.mean)) / np.array(self.std)).astype(
             np.float32
@@ -111,8 +122,8 @@ class Layer:
     name: str
     inputs: tuple[str, ...]
 
-    #: How many inputs this kind of layer reads.
-    arity = 1
+    #: How many inputs this kind of layer reads, and whether it may read more than that.
+    arity, variadic = 1, False
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """Shape of the output for the shapes of the inputs; raises ModelError where they do not fit."""
@@ -257,6 +268,42 @@ class Relu(Layer):
 
 
 @dataclass(frozen=True, eq=False)
+class PRelu(Layer):
+    """y = x if x > 0 else x * slope, the slope that of the channel.
+
+    slope : float32[C].
+    """
+
+    slope: Array
+
+    def __post_init__(self) -> None:
+        self._freeze("slope", np.float32, (None,))
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[0][2] != self.slope.shape[0]:
+            raise ModelError(f"{self.slope.shape[0]} channels", f"{self.name}: {shapes[0][2]}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(Layer):
+    """y = low if x < low, high if x > high, else x: what lies between (-0 too) and NaN stay as they are.
+
+    low, high : float32 values, low <= high; others are rounded to float32 once, when the layer is made.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            with np.errstate(over="ignore"):
+                object.__setattr__(self, name, float(np.float32(getattr(self, name))))
+        if not (np.isfinite([self.low, self.high]).all() and self.low <= self.high):
+            raise ModelError("finite float32 limits, low <= high", f"{self.name}: {self.low}, {self.high}")
+
+
+@dataclass(frozen=True, eq=False)
 class Sign(Layer):
     """One bit a value: 1 (+1) if x >= 0, else 0 (-1). Feeds binary convolutions only."""
 
@@ -271,6 +318,34 @@ class Add(Layer):
         if shapes[0] != shapes[1]:
             raise ModelError("two inputs of one shape", f"{self.name}: {shapes[0]} and {shapes[1]}")
         return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Layer):
+    """Channels of two or more inputs of one height and width, one input after the other."""
+
+    arity, variadic = 2, True
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if len({shape[:2] for shape in shapes}) != 1:
+            sizes = " and ".join(f"{height}x{width}" for height, width, _ in shapes)
+            raise ModelError("inputs of one height and width", f"{self.name}: {sizes}")
+        return (*shapes[0][:2], sum(channels for _, _, channels in shapes))
+
+
+@dataclass(frozen=True, eq=False)
+class Upsample(Layer):
+    """Nearest neighbour: y[i, j] = x[i // factor, j // factor]."""
+
+    factor: int
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ModelError("a factor of at least 1", f"{self.name}: {self.factor}")
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        height, width, channels = shapes[0]
+        return (height * self.factor, width * self.factor, channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +376,21 @@ class AvgPool(MaxPool):
 
 #: Every kind of layer, by the name used in model files.
 LAYER_KINDS: dict[str, type[Layer]] = {
-    kind.__name__: kind for kind in (Conv2d, BinaryConv2d, Affine, Relu, Sign, Add, MaxPool, AvgPool)
+    kind.__name__: kind
+    for kind in (
+        Conv2d,
+        BinaryConv2d,
+        Affine,
+        Relu,
+        PRelu,
+        Clip,
+        Sign,
+        Add,
+        Concat,
+        Upsample,
+        MaxPool,
+        AvgPool,
+    )
 }
 
 
@@ -330,7 +419,7 @@ class Model:
                 raise ModelError("a Sign layer before each BinaryConv2d and nowhere else", f"{layer.name}")
         if isinstance(self.layers[-1], Sign):
             raise ModelError("a float layer as the output", f"{self.layers[-1].name} (Sign)")
-        classes = int(np.prod(shapes[self.layers[-1].name]))
+        classes = math.prod(shapes[self.layers[-1].name])
         if self.labels and len(self.labels) != classes:
             raise ModelError(f"{classes} labels", f"{len(self.labels)}")
 
@@ -341,8 +430,9 @@ class Model:
         for layer in self.layers:
             if layer.name in shapes:
                 raise ModelError("a name for each layer", f"{layer.name!r} twice")
-            if len(layer.inputs) != layer.arity:
-                raise ModelError(f"{layer.arity} inputs", f"{layer.name}: {len(layer.inputs)}")
+            if len(layer.inputs) != layer.arity and not (layer.variadic and len(layer.inputs) > layer.arity):
+                more = " or more" if layer.variadic else ""
+                raise ModelError(f"{layer.arity}{more} inputs", f"{layer.name}: {len(layer.inputs)}")
             missing = [name for name in layer.inputs if name not in shapes]
             if missing:
                 raise ModelError("inputs that earlier layers make", f"{layer.name} reads {missing[0]!r}")
@@ -352,7 +442,7 @@ class Model:
     @property
     def input_shape(self) -> Shape:
         """(H, W, C) of the network's input, after resize and crop."""
-        return (*self.input_rule.crop, 3)
+        return (*self.input_rule.crop, self.input_rule.channels)
 
     def macs(self, layer: Layer) -> int:
         """Multiply-accumulates of one frame in a convolution, padding included; 0 for other layers."""

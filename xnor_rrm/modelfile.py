@@ -105,7 +105,11 @@ def _encode(model: Model) -> bytes:
 def _plain(value: Any) -> Any:
     """`value` as JSON types; arrays are left out, layers name their kind."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("omit_default") and getattr(value, f.name) == f.default)
+        }
         plain = {name: _plain(field) for name, field in fields.items() if not isinstance(field, np.ndarray)}
         return {"kind": type(value).__name__, **plain} if isinstance(value, Layer) else plain
     if isinstance(value, tuple):
