@@ -169,7 +169,9 @@ def _fully_connected(builder: Builder, node: Node) -> None:
     height, width, channels = builder.shapes[source]
     weight = builder.tensors.take(node.inputs[1], node.count("num_hidden", 0), None)
     if weight.shape[1] != (inputs := channels * height * width):
-        raise ConvertError(f"{inputs} inputs of {node.op} {node.name}", str(weight.shape[1]), imagenet.SIZE_REMEDY)
+        raise ConvertError(
+            f"{inputs} inputs of {node.op} {node.name}", str(weight.shape[1]), imagenet.SIZE_REMEDY
+        )
     bias = _bias(builder, node, len(weight))
     kernel = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
     builder.add(node, Conv2d(node.name, (source,), kernel, bias, Window((height, width))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..model import InputRule
 from . import imagenet
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
