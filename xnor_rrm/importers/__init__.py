@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from ..errors import ConvertError
 from ..model import Model
-from . import bmxnet, packed_pytorch, xnor_net_pytorch
+from . import bireal, bmxnet, packed_pytorch, reactnet, xnor_net_pytorch
 from .checkpoint import Checkpoint, summary
 from .original import Original
 
@@ -49,6 +49,8 @@ IMPORTERS: tuple[Importer, ...] = (
     bmxnet,
     xnor_net_pytorch,
     packed_pytorch,
+    bireal,
+    reactnet,
 )
 
 

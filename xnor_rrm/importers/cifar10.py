@@ -6,10 +6,12 @@ from . import imagenet
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-#: Many normalise with ImageNet's mean and std.
-INPUT_RULE = imagenet.input_rule(32)
+SIZE = 32
 
-#: The others with CIFAR-10's own, (.4914 .4822 .4465) and (.2023 .1994 .2010), in units of 0..255.
+#: Many training codes normalise with ImageNet's mean and std.
+INPUT_RULE = imagenet.input_rule(SIZE)
+
+#: Others with CIFAR-10's own, (.4914 .4822 .4465) and (.2023 .1994 .2010), in units of 0..255.
 OWN_MEAN, OWN_STD = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 
 

@@ -18,7 +18,7 @@ from ..bits import pack_signs
 from ..errors import ConvertError
 from ..model import Array, AvgPool, BinaryConv2d, Conv2d, MaxPool, Model, Relu, Sign, Window
 from . import cifar10
-from .checkpoint import Chain, Checkpoint, Tensors, same_size
+from .checkpoint import Chain, Checkpoint, Tensors, same_size, scaled_signs
 from .original import Keep, Original, batch_norm, in_float64, in_torch
 
 if TYPE_CHECKING:
@@ -98,13 +98,7 @@ def binarize(name: str, latent: Array) -> tuple[npt.NDArray[np.bool_], Array]:
     """
     mean = latent.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
     centred = np.clip(latent - mean, -1, 1)
-    alpha = np.abs(centred).mean((1, 2, 3), dtype=np.float64).astype(np.float32)
-    zeros = int((centred[alpha > 0] == 0).sum())
-    if zeros:
-        raise ConvertError(
-            f"weights above or below 0 in {name!r}, less their mean", f"{zeros} zeros, of sign 0"
-        )
-    return centred > 0, alpha
+    return scaled_signs(centred, f"{name!r}, less their mean")
 
 
 def original(source: Checkpoint, *, transposed: bool = False) -> Original:
