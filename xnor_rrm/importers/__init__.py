@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from ..errors import ConvertError
 from ..model import Model
-from . import bireal, bmxnet, packed_pytorch, reactnet, xnor_net_pytorch
+from . import binarynet, bireal, bmxnet, packed_pytorch, reactnet, xnor_net_pytorch
 from .checkpoint import Checkpoint, summary
 from .original import Original
 
@@ -51,6 +51,7 @@ IMPORTERS: tuple[Importer, ...] = (
     packed_pytorch,
     bireal,
     reactnet,
+    binarynet,
 )
 
 

@@ -49,11 +49,19 @@ class Tensors:
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = dict(arrays)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array yet to be taken."""
+        return self._present(name).shape
+
     def take_raw(self, name: str) -> Array:
         """The array as it is stored."""
+        self._present(name)
+        return self._arrays.pop(name)
+
+    def _present(self, name: str) -> Array:
         if name not in self._arrays:
             raise ConvertError(f"a tensor {name!r} in the checkpoint", "none of that name")
-        return self._arrays.pop(name)
+        return self._arrays[name]
 
     def take(self, name: str, *shape: int | None) -> Array:
         """float32 of this shape (None: any size but 0), every value finite."""

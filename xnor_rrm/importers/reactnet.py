@@ -7,10 +7,10 @@ the sign.
     layerN.N    RPReLU(BN(conv3x3(RSign(x))) + shortcut(x))
     feature.N   y = RPReLU(BN(conv3x3(RSign(x))) + x), then RPReLU(BN(conv1x1(RSign(y))) + y)
 
-The ResNets begin and end as Bi-Real-Net's and have its shortcuts (bireal.py). The MobileNet is feature.0, conv
-3x3/2 and BN; such blocks; global average pool; linear. A block that doubles the channels has two conv1x1, each
-with its BN and with y added, whose channels follow one another. Unless it makes 64 channels its conv3x3 has
-stride 2, and x is first averaged over 2x2.
+The ResNets begin and end as Bi-Real-Net's and have its shortcuts (bireal.py). The MobileNet is feature.0,
+conv 3x3/2 and BN; such blocks; global average pool; linear. A block that doubles the channels has two
+conv1x1, each with its BN and with y added, whose channels follow one another. Unless it makes 64 channels its
+conv3x3 has stride 2, and x is first averaged over 2x2.
 
 The original takes sign(0) = 0. Sums of floats are 0 about once in a hundred million signs: that is +1 here.
 Checkpoints of training's first step hold the same tensors for the ResNets, but mean real weights: nothing in

@@ -74,7 +74,7 @@ class Builder:
         """
         shape = (self.shapes[signs][2], kernel, kernel)
         key = f"{name}.weights" if f"{name}.weights" in self.state else f"{name}.weight"
-        if key in self.state and self.state[key].ndim == 2:
+        if len(self.tensors.shape(key)) == 2:
             flat = self.tensors.take(key, None, 1)
             if flat.size % np.prod(shape):
                 raise ConvertError(f"filters of {list(shape)} in {key!r}", f"{flat.size} weights")
