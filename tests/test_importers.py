@@ -25,7 +25,7 @@ from xnor_rrm.bits import pack_signs, unpack_signs
 from xnor_rrm.errors import ConvertError, ShapeError
 from xnor_rrm.importers import IMPORTERS, bmxnet, packed_pytorch, xnor_net_pytorch
 from xnor_rrm.importers.checkpoint import Checkpoint
-from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign
+from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign, Window
 from xnor_rrm.torch_reference import FloatTwin
 
 torch = pytest.importorskip("torch")
@@ -776,11 +776,14 @@ def test_without_torch_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def one_layer(rng: np.random.Generator, kind: str) -> Model:
-    net = Builder(rng, int(rng.integers(4, 10)), int(rng.integers(4, 10)))
+    net = Builder(rng, int(rng.integers(4, 10)), int(rng.integers(4, 10)), channels=int(rng.choice([1, 3])))
     window = net.window(INPUT)
     match kind:
         case "conv":
-            net.conv(INPUT, 6, window, groups=int(rng.choice([1, 3])))
+            channels = net.shapes[INPUT][2]
+            net.conv(INPUT, 6, window, groups=int(rng.choice([1, channels])))
+        case "depthwise":
+            net.conv(net.conv(INPUT, 7, Window((1, 1))), 7, window, groups=7)
         case "binary":
             net.binary(INPUT, 5, window, pad_value=int(rng.integers(-1, 2)))
         case "max_pool":
@@ -792,11 +795,32 @@ def one_layer(rng: np.random.Generator, kind: str) -> Model:
         case "residual":
             stem = net.conv(INPUT, 4, window)
             net.relu(net.plus(net.affine(stem), stem))
+        case "activations":
+            net.clip(net.prelu(net.prelu(net.conv(INPUT, 4, window))))
+        case "concat":
+            stem = net.conv(INPUT, 4, window)
+            net.concat(stem, net.relu(stem), stem)
+        case "upsample":
+            net.upsample(INPUT, int(rng.integers(1, 4)))
     return net.model()
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("kind", ["conv", "binary", "max_pool", "avg_pool", "folded", "residual"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "conv",
+        "depthwise",
+        "binary",
+        "max_pool",
+        "avg_pool",
+        "folded",
+        "residual",
+        "activations",
+        "concat",
+        "upsample",
+    ],
+)
 def test_float_twin_computes_each_layer(kind: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     for seed in range(40):

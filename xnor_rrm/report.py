@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .model import BinaryConv2d, Layer, Model, Sign
+from .model import BinaryConv2d, Clip, Conv2d, Layer, Model, Sign, Upsample
 from .plan import describe
 
 #: Fields of one frame's record, in order: number from 0, class, its label and value, share of input bits
@@ -126,7 +126,7 @@ def layer_rows(model: Model) -> Rows:
         rows.append(
             (
                 layer.name,
-                type(layer).__name__,
+                _kind(layer),
                 "x".join(map(str, model.shapes[layer.name])),
                 _weight_shape(layer),
                 (1 if binary else 32) if layer.tensors() else None,
@@ -158,8 +158,21 @@ def model_facts(model: Model) -> dict[str, Any]:
     return {**facts, **{name: text for name, text in model.info.items() if name not in facts}}
 
 
+def _kind(layer: Layer) -> str:
+    """The kind, with what neither its shapes nor its weights tell."""
+    kind = type(layer).__name__
+    match layer:
+        case Conv2d(groups=groups) if groups > 1:
+            return f"{kind} in {groups} groups"
+        case Clip(low=low, high=high):
+            return f"{kind} to {low:g}..{high:g}"
+        case Upsample(factor=factor):
+            return f"{kind} by {factor}"
+    return kind
+
+
 def _weight_shape(layer: Layer) -> str | None:
-    """Outputs x kernel x inputs of a convolution, channels of an Affine."""
+    """Outputs x kernel x inputs (of a group) of a convolution, channels of an Affine or PRelu."""
     if isinstance(layer, BinaryConv2d):
         return "x".join(map(str, (*layer.weight.shape[:3], layer.channels)))
     tensors = list(layer.tensors().values())
