@@ -5,6 +5,7 @@ The modules are written from the published architectures, names of tensors inclu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from xnor_rrm import XnorError, convert
-from xnor_rrm.errors import ConvertError
-from xnor_rrm.importers import binarynet, bireal, reactnet
-from xnor_rrm.importers.checkpoint import Checkpoint, refuse_zeros, zero_sums
-from xnor_rrm.model import INPUT, Add, Affine, BinaryConv2d, Clip, Conv2d, MaxPool, Model, Sign, Window
+from xnor_rrm import convert
+from xnor_rrm.errors import ConvertError, XnorError
+from xnor_rrm.importers import IMPORTERS, binarynet, bireal, reactnet
+from xnor_rrm.importers.checkpoint import Checkpoint, zero_sums
+from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Clip, Conv2d, MaxPool, Model, Sign, Window
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
@@ -57,17 +58,25 @@ def randomise(net: Net, seed: int) -> Net:
     return net.eval()
 
 
-def assert_same(net: Net, path: Path, importer: Any, seed: int = 0, **options: Any) -> Model:
-    """Save a network, bring it over, and compare model and original with it on an image; the model."""
+def assert_same(
+    net: Net, path: Path, importer: Any, seed: int = 0, engine: float = 1e-5, **options: Any
+) -> Model:
+    """Save a network, bring it over, and compare model and original with it on an image; the model.
+
+    engine : how far off its logits may be, of the largest: one sign that rounding turns changes many others.
+    """
     torch.save({"state_dict": net.state_dict(), "epoch": 1}, path)
     model = convert(path, **options)
     height, width, channels = model.input_shape
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     x = model.input_rule.table()[frame, np.arange(channels)]
+    frame = np.broadcast_to(frame, (height, width, 3))  # grey, for networks of one channel
     with torch.no_grad():
         logits = net.double()(torch.tensor(x).double().permute(2, 0, 1)[None]).flatten().numpy()
-    read = {name: value.reshape(*value.shape, *(1, 1)[: 4 - value.ndim])[0].permute(1, 2, 0).numpy()
-            for name, value in net.read.items()}  # fmt: skip
+    read = {
+        name: value.reshape(*value.shape, *(1, 1)[: 4 - value.ndim])[0].permute(1, 2, 0).numpy()
+        for name, value in net.read.items()
+    }
     assert list(read) == [layer.name for layer in model.layers if isinstance(layer, Sign)]
 
     original_logits, original_read = importer.original(Checkpoint(path), **options)(x)
@@ -79,11 +88,12 @@ def assert_same(net: Net, path: Path, importer: Any, seed: int = 0, **options: A
         np.testing.assert_allclose(original_read[name], value, rtol=1e-6, atol=1e-6)
 
     np.testing.assert_allclose(forced(model, x, read), logits, rtol=0, atol=1e-6 * np.abs(logits).max())
+    np.testing.assert_allclose(model.stream()(frame), logits, rtol=0, atol=engine * np.abs(logits).max())
     return model
 
 
 def forced(model: Model, x: Array, read: dict[str, Array]) -> Array:
-    """The logits of the layers as the oracle has them, each fed the signs of `read`, which it must arrive at."""
+    """The logits of the layers as the oracle has them, fed the signs of `read`, which they must arrive at."""
     values = {INPUT: x}
     for layer in model.layers:
         inputs = [values[name] for name in layer.inputs]
@@ -232,7 +242,7 @@ def test_resnets_with_a_cifar_stem(tmp_path: Path, react: bool, padded: bool) ->
 def test_resnet18_of_full_size(tmp_path: Path, react: bool) -> None:
     net = randomise(ResNet((4, 4, 4, 4), 64, 1000, FORMS[2 if react else 0], react), seed=3)
     (tmp_path / "synset.txt").write_text("".join(f"n{i:08d} kind {i}\n" for i in range(1000)))
-    model = assert_same(net, tmp_path / "net.pth", reactnet if react else bireal)
+    model = assert_same(net, tmp_path / "net.pth", reactnet if react else bireal, engine=0.02)
     assert sum(isinstance(layer, BinaryConv2d) for layer in model.layers) == 16
     rule = model.input_rule
     assert (rule.crop, rule.resize, rule.interpolation) == ((224, 224), 256, "bilinear")
@@ -248,7 +258,8 @@ class PointwiseBlock(nn.Module):  # type: ignore[misc]
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
         self.stride, self.doubles = stride, cin != cout
-        self.move11, self.binary_3x3, self.bn1 = Move(cin), LatentConv(cin, cin, 3, stride), nn.BatchNorm2d(cin)
+        self.move11, self.bn1 = Move(cin), nn.BatchNorm2d(cin)
+        self.binary_3x3 = LatentConv(cin, cin, 3, stride)
         self.move12, self.prelu1, self.move13, self.move21 = Move(cin), nn.PReLU(cin), Move(cin), Move(cin)
         if self.doubles:
             self.binary_pw_down1, self.binary_pw_down2 = LatentConv(cin, cin, 1), LatentConv(cin, cin, 1)
@@ -277,7 +288,7 @@ class MobileNet(Net):
         stem.conv1 = nn.Conv2d(3, channels[0], 3, 2, 1, bias=False)
         stem.bn1 = nn.BatchNorm2d(channels[0])
         self.feature = nn.ModuleList([stem])
-        for cin, cout in zip(channels, channels[1:], strict=False):
+        for cin, cout in itertools.pairwise(channels):
             self.feature.append(PointwiseBlock(cin, cout, 2 if cin != cout and cout != 64 else 1))
         self.fc = nn.Linear(channels[-1], classes)
 
@@ -319,27 +330,25 @@ class BinarizeLinear(nn.Linear):  # type: ignore[misc]
 
 
 class Sequence(Net):
-    """The VGG and the AlexNet: their modules by number, and what stands between."""
+    """The VGG and the AlexNet."""
 
     def __init__(self, features: list[Any], classifier: list[Any]) -> None:
         super().__init__()
         self.features, self.classifier = nn.Sequential(*features), nn.Sequential(*classifier)
 
     def forward(self, x: Any) -> Any:
-        before = None
+        before = x
         for part in ("features", "classifier"):
             for number, module in enumerate(getattr(self, part)):
-                if isinstance(module, BinarizeConv2d | BinarizeLinear) and before is not None:
-                    x = x.flatten(1) if number == 0 else x
-                    shape = before.shape
-                    self.read[f"{part}.{number}.sign"] = before
-                    assert x.numel() == np.prod(shape)
-                    x = x.sign()
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    x = before = module(x)  # what Hardtanh is given has the same signs
-                elif not isinstance(module, nn.LogSoftmax):
-                    x = module(x)
-        return x
+                if isinstance(module, BinarizeConv2d | BinarizeLinear) and x.shape[1] != 3:
+                    # What Hardtanh was given has the same signs, and is what the model takes them of.
+                    x = self.sign(f"{part}.{number}", before)
+                    x = x.flatten(1) if isinstance(module, BinarizeLinear) else x
+                if isinstance(module, nn.Hardtanh):
+                    before = x
+                elif isinstance(module, nn.LogSoftmax):
+                    return x
+                x = module(x)
 
 
 def vgg(width: int, dropout: bool = False) -> Sequence:
@@ -352,7 +361,7 @@ def vgg(width: int, dropout: bool = False) -> Sequence:
         return [*layers, nn.Dropout(0.5)] if dropout else layers
 
     features = conv(3, width, False) + conv(width, width, True) + conv(width, 2 * width, False)
-    features += conv(2 * width, 2 * width, True) + conv(2 * width, 4 * width, False) + conv(4 * width, 8, True)
+    features += conv(2 * width, 2 * width, True) + conv(2 * width, 9, False) + conv(9, 8, True)
     last = [BinarizeLinear(20, 10), nn.BatchNorm1d(10, affine=False), nn.LogSoftmax(1)]
     return Sequence(features, linear(8 * 4 * 4, 24) + linear(24, 20) + last)
 
@@ -361,9 +370,11 @@ def alexnet() -> Sequence:
     def after(channels: int, pool: bool) -> list[Any]:
         return [nn.MaxPool2d(3, 2)] * pool + [nn.BatchNorm2d(channels), nn.Hardtanh()]
 
-    features = [BinarizeConv2d(3, 6, 11, 4, 2), *after(6, True), BinarizeConv2d(6, 9, 5, 1, 2), *after(9, True)]
-    features += [BinarizeConv2d(9, 10, 3, 1, 1), *after(10, False), BinarizeConv2d(10, 8, 3, 1, 1)]
-    features += [*after(8, False), BinarizeConv2d(8, 5, 3, 1, 1), *after(5, True)]
+    features = [BinarizeConv2d(3, 6, 11, 4, 2), *after(6, True)]
+    features += [BinarizeConv2d(6, 9, 5, 1, 2), *after(9, True)]
+    features += [BinarizeConv2d(9, 10, 3, 1, 1), *after(10, False)]
+    features += [BinarizeConv2d(10, 8, 3, 1, 1), *after(8, False)]
+    features += [BinarizeConv2d(8, 5, 3, 1, 1), *after(5, True)]
     classifier = [BinarizeLinear(5 * 36, 30), nn.BatchNorm1d(30), nn.Hardtanh(), BinarizeLinear(30, 12)]
     return Sequence(features, [*classifier, nn.BatchNorm1d(12), nn.LogSoftmax(1)])
 
@@ -432,14 +443,15 @@ def test_binarynet_resnet(tmp_path: Path) -> None:
     model = assert_same(randomise(BinaryResNet(8, 2), seed=7), tmp_path / "net.pth", binarynet)
     assert model.labels[0] == "airplane"
     # Shortcuts carry values: there Hardtanh counts.
-    assert [layer.name for layer in model.layers if isinstance(layer, Clip)][:2] == ["tanh1", "layer1.0.tanh2"]
+    clipped = [layer.name for layer in model.layers if isinstance(layer, Clip)]
+    assert clipped == ["tanh1", *(f"layer{i}.{j}.tanh2" for i, j in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0)))]
 
 
 class Mlp(Net):
     def __init__(self, width: int) -> None:
         super().__init__()
         sizes = [784, width, width + 3, width]
-        for number, (cin, cout) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        for number, (cin, cout) in enumerate(itertools.pairwise(sizes), start=1):
             setattr(self, f"fc{number}", BinarizeLinear(cin, cout))
             setattr(self, f"bn{number}", nn.BatchNorm1d(cout))
         self.fc4 = nn.Linear(width, 10)
@@ -466,3 +478,217 @@ def test_binarynet_mlp(tmp_path: Path) -> None:
     assert_same(net, path, binarynet)
     with pytest.raises(ConvertError, match="binarized as True or False, got 'yes'"):
         convert(path, binarized="yes")
+
+
+# What is refused
+
+
+#: A small network of each form, and the options that bring it over.
+STATES: dict[str, Callable[[], tuple[Net, dict[str, Any]]]] = {
+    "bireal": lambda: (ResNet((1, 2), 4, 7), {"size": 16}),
+    "bireal_cifar": lambda: (ResNet((1, 2), 4, 10, FORMS[3], small=True, padded=True), {}),
+    "reactnet": lambda: (ResNet((1, 1), 4, 7, FORMS[2], react=True), {"size": 16}),
+    "mobilenet": lambda: (MobileNet((4, 8, 8), 3), {"size": 16}),
+    "vgg": lambda: (vgg(4), {}),
+    "alexnet": lambda: (alexnet(), {}),
+    "resnet": lambda: (BinaryResNet(4, 2), {}),
+    "mlp": lambda: (Mlp(6), {"binarized": True}),
+}
+
+
+def saved(form: str, path: Path, change: Callable[[State], object] = lambda state: None) -> dict[str, Any]:
+    """Saves a network of a form with its state changed; its options."""
+    net, options = STATES[form]()
+    state = randomise(net, seed=9).state_dict()
+    change(state)
+    torch.save(state, path)
+    return options
+
+
+def put(name: str, at: Any, value: float) -> Callable[[State], object]:
+    return lambda state: state[name].__setitem__(at, value)
+
+
+def rename(old: str, new: str) -> Callable[[State], object]:
+    return lambda state: state.update({name.replace(old, new): state.pop(name) for name in list(state)})
+
+
+def put_tensor(name: str, *shape: int) -> Callable[[State], object]:
+    return lambda state: state.update({name: torch.ones(shape)})
+
+
+def widen(state: State, channels: int) -> None:
+    """Gives layer2.0 another number of output channels."""
+    for name in [name for name in state if name.startswith("layer2.0.") and state[name].ndim]:
+        state[name] = torch.ones(channels, *state[name].shape[1:])
+
+
+def drop(name: str) -> Callable[[State], object]:
+    return lambda state: state.pop(name)
+
+
+GAP = r"layer1\.0 on without a gap, got "
+MISFITS: list[tuple[str, Callable[[State], object], str]] = [
+    ("bireal", put("layer2.1.binary_conv.weights", 5, 0), r"'layer2\.1\.binary_conv\.weights', got 1 zeros"),
+    ("bireal", put_tensor("spare", 1), "only tensors this importer knows, got 1 more: spare"),
+    ("bireal", drop("layer2.0.downsample.2.bias"), r"a tensor 'layer2\.0\.downsample\.2\.bias'"),
+    ("bireal", drop("layer2.0.downsample.1.weight"), r"5 more: layer2\.0\.downsample"),
+    ("bireal", drop("fc.bias"), r"a tensor 'fc\.bias'"),
+    ("bireal", rename("layer2.1", "layer2.2"), GAP + r"layer2\.2"),
+    ("bireal", rename("layer2", "layer3"), GAP + r"layer3\.0"),
+    ("bireal", rename("layer1", "layer0"), GAP + r"layer0\.0"),
+    ("bireal", put_tensor("layer1.0.binary_conv.weights", 145, 1), r"filters of \[4, 3, 3\] .* 145 weights"),
+    ("bireal", put_tensor("layer1.0.binary_conv.weight", 4, 4, 3, 3), r"1 more: layer1\.0\.binary_conv"),
+    ("bireal_cifar", put("layer1.0.binary_conv.weight", (0, 0, 0, 0), np.nan), "finite values"),
+    (
+        "bireal_cifar",
+        lambda state: widen(state, 10),
+        "a quarter of new channels on .*got 10 channels",
+    ),
+    ("reactnet", put("layer2.0.binary_conv.weight", (1, 1, 1, 1), 0), "got 1 zeros, of sign 0"),
+    ("reactnet", drop("layer2.0.move2.bias"), r"a tensor 'layer2\.0\.move2\.bias'"),
+    ("reactnet", put_tensor("layer2.0.prelu.weight", 1), r"float32\[8\] as 'layer2\.0\.prelu\.weight'"),
+    ("mobilenet", rename("weights", "weight"), "binary weights, .* real ones. .*second step"),
+    ("mobilenet", rename("feature.2", "feature.3"), r"feature\.1 on without a gap, got \[1, 3\]"),
+    ("mobilenet", drop("feature.1.bn2_2.running_var"), r"a tensor 'feature\.1\.bn2_2\.running_var'"),
+    ("vgg", put("features.0.weight", (0, 0, 0, 0), 0), r"'features\.0\.weight', got 1 zeros"),
+    ("vgg", put("classifier.3.weight", (0, 0), 0), r"'classifier\.3\.weight', got 1 zeros"),
+    ("vgg", put("features.7.weight", 1, 0), r"'features\.7\.weight', got 36 zeros"),
+    ("vgg", rename("features.7.", "features.31."), r"layer features\.7, got features\.10"),
+    ("vgg", rename("classifier.4.", "classifier.5."), r"a batch-norm after classifier\.3, got another"),
+    ("vgg", put_tensor("features.3.weight", 4, 4, 2, 2), "an odd kernel .*got kernel 2 and 4 channels"),
+    ("alexnet", drop("classifier.1.running_mean"), r"a batch-norm after classifier\.0"),
+    ("alexnet", put_tensor("classifier.0.weight", 30, 20), r"float32\[any, 180\] as 'classifier\.0"),
+    ("resnet", drop("layer3.1.bn2.running_var"), r"a tensor 'layer3\.1\.bn2\.running_var'"),
+    ("resnet", rename("layer3.1", "layer3.2"), GAP + r"layer3\.2"),
+    ("mlp", put("fc2.weight", (0, 0), 0), r"'fc2\.weight', got 1 zeros"),
+    ("mlp", put_tensor("fc1.weight", 6, 20), r"float32\[any, 784\] as 'fc1\.weight'"),
+    ("mlp", drop("fc4.weight"), r"a tensor 'fc4\.weight'"),
+]
+
+
+@pytest.mark.parametrize(("form", "change", "message"), MISFITS)
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, form: str, change: Callable[[State], object], message: str
+) -> None:
+    options = saved(form, tmp_path / "net.pth", change)
+    with pytest.raises(ConvertError, match=message):
+        convert(tmp_path / "net.pth", **options)
+
+
+def test_images_are_known_by_their_size_as_in_the_original(tmp_path: Path) -> None:
+    """Layers that read 784 values or 3 channels do not binarize them: hidden ones that wide are refused."""
+    wide = [BinarizeConv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Hardtanh()]
+    wide += [BinarizeConv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)]
+    last = [BinarizeLinear(4096, 10), nn.BatchNorm1d(10)]
+    net = randomise(Sequence(wide, last), seed=10)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ConvertError, match=r"channels other than 3, which features\.3 would not binarize"):
+        convert(tmp_path / "net.pth")
+    torch.save(randomise(Mlp(784), seed=10).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ConvertError, match="other inputs than 784, which fc2 would not binarize"):
+        convert(tmp_path / "net.pth", binarized=True)
+
+
+@pytest.mark.parametrize("form", STATES)
+def test_hostile_tensors_are_errors_of_ours(tmp_path: Path, form: str) -> None:
+    options = saved(form, tmp_path / "net.pth")
+    source = Checkpoint(tmp_path / "net.pth")
+    whole = source.state_dict
+    assert whole is not None
+    (importer,) = (each for each in IMPORTERS if each.recognise(source))
+    importer.read(source, **options)
+    odd = (np.float32(1), np.zeros(0, np.float32), np.zeros((1,) * 5, np.float32), np.ones(3, np.int64))
+    for name in whole:
+        if name.endswith("num_batches_tracked"):
+            continue
+        changed = whole | {name: np.asarray(odd[len(name) % 4])}
+        source.__dict__["state_dict"] = changed
+        if importer.recognise(source):
+            with pytest.raises(XnorError):
+                importer.read(source, **options)
+        del changed[name]
+        if importer.recognise(source) and not name.endswith(".bias"):  # some convolutions have none
+            with pytest.raises(XnorError):
+                importer.read(source, **options)
+
+
+def test_float_networks_of_like_names_are_not_taken_for_binary_ones(tmp_path: Path) -> None:
+    conv, norm = torch.zeros(4, 3, 3, 3), torch.zeros(4)
+    vgg_bn = {"features.0.weight": conv, "features.1.running_mean": norm, "classifier.0.weight": conv}
+    resnet = {"conv1.weight": conv, "bn1.running_mean": norm, "layer1.0.conv1.weight": conv}
+    mlp = {"fc1.weight": torch.zeros(4, 4), "fc2.weight": torch.zeros(4, 4)}
+    for state in (vgg_bn, resnet, mlp):
+        torch.save(state, tmp_path / "net.pth")
+        with pytest.raises(ConvertError, match="one of: "):
+            convert(tmp_path / "net.pth")
+
+
+# Signs of 0
+
+
+@pytest.mark.parametrize(("kernel", "padding", "channels"), [(1, 0, 4), (1, 0, 5), (3, 1, 2), (3, 1, 3)])
+def test_sums_that_a_batch_norm_makes_zero_are_found(kernel: int, padding: int, channels: int) -> None:
+    """Against all sums that windows in a corner, on an edge and inside can have."""
+    taps = {1} if kernel == 1 else {4, 6, 9}
+    sums = {dot for n in taps for dot in range(-n * channels, n * channels + 1, 2)}
+    thresholds = np.arange(-30, 31, dtype=np.float32)
+    weight = np.zeros((len(thresholds), kernel, kernel, 1), np.uint64)
+    window = Window((kernel, kernel), padding=(padding,) * 4)
+    ones, bias = np.full(len(weight), 0.5, np.float32), np.full(len(weight), 0.25, np.float32)
+    conv = BinaryConv2d("conv", ("sign",), weight, ones, bias, channels, window)
+    norm = Affine("bn", ("conv",), np.full(len(weight), -2, np.float32), thresholds + np.float32(0.5))
+    expected = [any(-2 * (0.5 * dot + 0.25) + t + 0.5 == 0 for dot in sums) for t in thresholds]
+    np.testing.assert_array_equal(zero_sums(conv, [norm]), expected)
+    assert any(expected)
+    assert not all(expected)
+
+
+def ties(conv: str, norm: str, channel: int = 1, mean: float = 0) -> Callable[[State], object]:
+    """One channel's batch-norm of a binary convolution without scale becomes x - mean."""
+
+    def change(state: State) -> None:
+        if f"{conv}.bias" in state:
+            state[f"{conv}.bias"][channel] = 0
+        statistics = {"weight": 1.0, "bias": 0.0, "running_mean": mean, "running_var": 1.0}
+        for name, value in statistics.items():
+            state[f"{norm}.{name}"][channel] = value
+
+    return change
+
+
+def dead(norm: str, channel: int = 1) -> Callable[[State], object]:
+    def change(state: State) -> None:
+        state[f"{norm}.weight"][channel] = state[f"{norm}.bias"][channel] = 0
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "layer"),
+    [
+        ("vgg", ties("features.7", "features.8"), "features.10"),  # no pool between
+        ("vgg", ties("features.3", "features.5", mean=4), "features.7"),  # a pool between
+        ("vgg", ties("classifier.0", "classifier.1", mean=-8), "classifier.3"),
+        ("vgg", dead("features.1"), "features.3"),
+        ("alexnet", dead("classifier.4"), None),  # the logits: no sign is taken of them
+        ("resnet", ties("layer1.0.conv1", "layer1.0.bn1"), "layer1.0.conv2"),
+        ("resnet", ties("layer1.0.conv2", "layer1.0.bn2"), None),  # a shortcut is added before
+        ("mlp", ties("fc2", "bn2", mean=2), "fc3"),
+        ("mlp", ties("fc2", "bn2", mean=3), None),  # sums of 6 products are even
+        ("mlp", dead("bn2"), "fc3"),
+        ("bireal", dead("bn1"), "layer1.0"),
+        ("bireal_cifar", dead("layer2.0.bn1", channel=0), "layer2.1"),  # beside the shortcut's channels
+        ("bireal_cifar", dead("layer2.0.bn1", channel=7), "layer2.1"),
+        ("bireal_cifar", dead("layer2.0.bn1", channel=2), None),  # added to the shortcut's
+    ],
+)
+def test_networks_that_take_the_sign_of_zero_are_refused(
+    tmp_path: Path, form: str, change: Callable[[State], object], layer: str | None
+) -> None:
+    options = saved(form, tmp_path / "net.pth", change)
+    if layer is None:
+        convert(tmp_path / "net.pth", **options)
+        return
+    with pytest.raises(ConvertError, match=rf"for {layer}.sign to take signs of, got 1 channels .* with 0"):
+        convert(tmp_path / "net.pth", **options)

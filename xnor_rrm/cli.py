@@ -99,6 +99,9 @@ def convert(
     transposed: Annotated[
         bool, typer.Option("--transposed", help="The network was trained on transposed images.")
     ] = False,
+    binarized: Annotated[
+        bool, typer.Option("--binarized", help="The MLP's weights are binarized where it is trained.")
+    ] = False,
     symbol: Annotated[
         Path | None, typer.Option(help="Symbol JSON of a BMXNet .params file, if not the one beside it.")
     ] = None,
@@ -111,7 +114,7 @@ def convert(
 
     if output.exists() and source.exists() and output.samefile(source):
         raise typer.BadParameter("would overwrite SOURCE.", param_hint="--output")
-    given = {"transposed": transposed, "symbol": symbol, "size": size}
+    given = {"transposed": transposed, "binarized": binarized, "symbol": symbol, "size": size}
     model = api.convert(source, **{name: value for name, value in given.items() if value})
     model.save(output)
     show_facts(Console(), {"written": output, **model_facts(model)})

@@ -139,12 +139,15 @@ def refuse_zero_weights(latent: Array, where: str) -> None:
 def zero_sums(convolution: BinaryConv2d, norms: Sequence[Affine]) -> npt.NDArray[np.bool_]:
     """bool[Cout]: whether some sum that a binary convolution can have is exactly 0 after `norms`.
 
-    Every sum of n products is tried: n, n - 2, ..., -n. Where zeros pad the image, n is less by any number of
-    taps, each as many products as there are channels.
+    Every sum of n products is tried: n, n - 2, ..., -n. Where zeros pad the image, n is that of the whole
+    window and of each smaller number of rows and columns that can lie inside.
     """
-    n = convolution.window_bits
-    padded = any(convolution.window.padding) and convolution.pad_value == 0
-    dots = np.arange(-n, n + 1, 1 if padded and convolution.channels % 2 else 2, dtype=np.float32)
+    window = convolution.window
+    padding = window.padding if convolution.pad_value == 0 else (0, 0, 0, 0)
+    sides = zip(window.kernel, (padding[:2], padding[2:]), strict=True)
+    rows, columns = (range(max(1, size - sum(outside)), size + 1) for size, outside in sides)
+    counts = {row * column * convolution.channels for row in rows for column in columns}
+    dots = np.unique(np.concatenate([np.arange(-n, n + 1, 2, dtype=np.float32) for n in sorted(counts)]))
     found = np.zeros(len(convolution.weight), np.bool_)
     for c in range(len(found)):
         values = dots * convolution.alpha[c] + convolution.bias[c]
@@ -163,7 +166,7 @@ def refuse_zeros(layers: Sequence[Layer]) -> None:
     made_by = {layer.name: layer for layer in layers}
     for sign in (layer for layer in layers if isinstance(layer, Sign)):
         norms: list[Affine] = []
-        alone: Array = np.True_
+        alone: Array = np.array(True)
         layer = made_by.get(sign.inputs[0])
         while isinstance(layer, Affine | Add) or type(layer) is MaxPool:
             if isinstance(layer, Affine):
@@ -174,7 +177,7 @@ def refuse_zeros(layers: Sequence[Layer]) -> None:
                     break
                 alone = ~(shortcut.weight.any((1, 2, 3)) | (shortcut.bias != 0))
             layer = made_by.get(layer.inputs[0])
-        zeros: Array = np.False_
+        zeros: Array = np.array(False)
         if isinstance(layer, BinaryConv2d):
             zeros = zero_sums(layer, norms)
         elif isinstance(layer, Conv2d) and norms:

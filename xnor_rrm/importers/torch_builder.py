@@ -64,7 +64,7 @@ class Builder:
     def linear(self, name: str, x: str) -> str:
         """torch.nn.Linear of the flattened input."""
         weight = self.whole_input(name, x)
-        bias = self.bias(name, len(weight))
+        bias = self.tensors.take(f"{name}.bias", len(weight))
         return self.add(Conv2d(name, (x,), weight, bias, Window(self.shapes[x][:2])))
 
     def scaled_binary_conv(self, name: str, signs: str, kernel: int, stride: int = 1) -> str:
