@@ -68,23 +68,22 @@ def mobilenet_block(net: Builder, name: str, x: str) -> str:
     channels = net.shapes[x][2]
     doubles = f"{name}.binary_pw_down1.weights" in net.state
     halves = doubles and 2 * channels != FULL_SIZE_CHANNELS
-    signs = net.sign(f"{name}.sign1", net.shift(f"{name}.move11", x))
-    y = net.scaled_binary_conv(f"{name}.binary_3x3", signs, 3, stride=2 if halves else 1)
+    y = net.sign(f"{name}.sign1", net.shift(f"{name}.move11", x))
+    y = net.scaled_binary_conv(f"{name}.binary_3x3", y, 3, stride=2 if halves else 1)
     y = net.batch_norm(f"{name}.bn1", y)
     y = net.sum(f"{name}.sum1", net.avg_pool(f"{name}.pooling", x, (2, 2)) if halves else x, y)
     y = rprelu(net, name, y, "move12", "prelu1", "move13")
+
+    signs = net.sign(f"{name}.sign2", net.shift(f"{name}.move21", y))
 
     def pointwise(convolution: str, norm: str, total: str) -> str:
         z = net.batch_norm(f"{name}.{norm}", net.scaled_binary_conv(f"{name}.{convolution}", signs, 1))
         return net.sum(f"{name}.{total}", z, y)
 
-    signs = net.sign(f"{name}.sign2", net.shift(f"{name}.move21", y))
     if doubles:
-        halves_of = (
-            pointwise("binary_pw_down1", "bn2_1", "sum2_1"),
-            pointwise("binary_pw_down2", "bn2_2", "sum2_2"),
-        )
-        z = net.add(Concat(f"{name}.concat", halves_of))
+        first = pointwise("binary_pw_down1", "bn2_1", "sum2_1")
+        second = pointwise("binary_pw_down2", "bn2_2", "sum2_2")
+        z = net.add(Concat(f"{name}.concat", (first, second)))
     else:
         z = pointwise("binary_pw", "bn2", "sum2")
     return rprelu(net, name, z, "move22", "prelu2", "move23")
