@@ -24,7 +24,7 @@ from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.bits import pack_signs, unpack_signs
 from xnor_rrm.errors import ConvertError, ShapeError
 from xnor_rrm.importers import IMPORTERS, bmxnet, packed_pytorch, xnor_net_pytorch
-from xnor_rrm.importers.checkpoint import Checkpoint
+from xnor_rrm.importers.checkpoint import Checkpoint, Tensors
 from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign, Window
 from xnor_rrm.torch_reference import FloatTwin
 
@@ -647,6 +647,40 @@ def test_vgg_names_what_it_cannot_bring_over(
     torch.save(state, tmp_path / "vgg.pth")
     with pytest.raises(ConvertError, match=message):
         convert(tmp_path / "vgg.pth")
+
+
+def test_unused_tensors_may_be_accepted_and_are_noted(tmp_path: Path) -> None:
+    state = nin_state() | {"xnor.99.weight": torch.zeros(2), "epoch": torch.zeros(1)}
+    torch.save(state, tmp_path / "nin.pth")
+    with pytest.raises(ConvertError, match=r"got 2 more: epoch, xnor\.99\.weight"):
+        convert(tmp_path / "nin.pth")
+    assert convert(tmp_path / "nin.pth", accept_unused=True).info["unused"] == "2 more: epoch, xnor.99.weight"
+    torch.save(nin_state(), tmp_path / "nin.pth")
+    assert "unused" not in convert(tmp_path / "nin.pth", accept_unused=True).info
+
+
+def test_weights_not_quite_binary_may_be_accepted_and_are_noted(tmp_path: Path) -> None:
+    path = write_nin(tmp_path)[0]
+    exact = np.where(np.random.default_rng(0).random((4, 5)) < 0.5, np.float32(-1), np.float32(1))
+    rounded, zero = exact.copy(), exact.copy()
+    rounded[1, 2], rounded[3, 3], zero[0, 1] = -0.75, 1.125, 0
+    arrays = {"exact": exact, "rounded": rounded, "zero": zero, "again": rounded}
+    strict = Tensors(arrays, Checkpoint(path))
+    np.testing.assert_array_equal(strict.take_signs("exact", 4, 5), exact > 0)
+    with pytest.raises(
+        ConvertError, match=r"of exactly -1 and \+1, got 10.00% others in 'rounded', off by at mo"
+    ):
+        strict.take_signs("rounded", None, 5)
+    source = Checkpoint(path, accept_rounded=True)
+    lenient = Tensors(arrays, source)
+    np.testing.assert_array_equal(lenient.take_signs("rounded", None, 5), rounded > 0)
+    lenient.take_signs("again", 4, 5)
+    told = "10.00% others in {!r}, off by at most 0.25"
+    assert source.notes["rounded"] == f"{told.format('rounded')}; {told.format('again')}"
+    with pytest.raises(
+        ConvertError, match=r"5\.00% others in 'zero', off by at most 1\. 1 are 0, of no sign"
+    ):
+        lenient.take_signs("zero", 4, 5)
 
 
 # Any file

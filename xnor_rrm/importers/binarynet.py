@@ -20,7 +20,6 @@ decide, which are 0 about once in a hundred million signs: that is +1 here.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from ..model import INPUT, Array, BinaryConv2d, Clip, Conv2d, InputRule, Model, 
 from . import cifar10, imagenet
 from .checkpoint import Checkpoint, refuse_zero_weights
 from .original import Keep, Original, batch_norm, in_float64, in_torch
-from .torch_builder import BN_EPS, Builder, window
+from .torch_builder import BN_EPS, Builder, resnet_blocks, window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,41 +125,28 @@ def groups(state: Mapping[str, Array], part: str) -> Iterator[tuple[str, str, st
 
 
 def read_resnet(source: Checkpoint) -> Model:
-    state = source.state_dict or {}
     net = Builder(source, cifar10.INPUT_RULE)
     x = net.batch_norm("bn1", first_conv(net, "conv1", window(3, 1)))
     x = hardtanh(net, "tanh1", x)
-    names = blocks(state)
-    for name in names:
-        x = block(net, name, x, last=name == names[-1])
+    *blocks, (last, last_stride) = resnet_blocks(net.state, r"conv1\.weight")
+    for name, stride in blocks:
+        x = net.batch_norm(f"{name}.bn2", block(net, name, x, stride))
+        x = hardtanh(net, f"{name}.tanh2", x)
+    x = block(net, last, x, last_stride)
+    net.tensors.take_torch_batch_norm(f"{last}.bn2", x, eps=BN_EPS)  # made, saved and never run
     x = net.batch_norm("bn2", net.avg_pool("avgpool", x, net.shapes[x][:2]))
     x = net.batch_norm("bn3", binary_linear(net, "fc", net.sign("fc.sign", x)))
     return net.finish(TITLE, cifar10.labels(net.shapes[x][2]))
 
 
-def block(net: Builder, name: str, x: str, last: bool) -> str:
+def block(net: Builder, name: str, x: str, stride: int) -> str:
+    """The sums of a block, before the batch-norm that follows them."""
     signs = net.sign(f"{name}.conv1.sign", x)
-    stride = 1 if name.startswith("layer1.") or not name.endswith(".0") else 2
     y = net.batch_norm(f"{name}.bn1", binary_conv(net, f"{name}.conv1", signs, stride))
     y = binary_conv(net, f"{name}.conv2", net.sign(f"{name}.conv2.sign", y))
     if f"{name}.downsample.0.weight" in net.state:
         x = net.batch_norm(f"{name}.downsample.1", binary_conv(net, f"{name}.downsample.0", signs, stride))
-    y = net.sum(f"{name}.sum", y, x)
-    if last:
-        net.tensors.take_torch_batch_norm(f"{name}.bn2", y, eps=BN_EPS)  # made, saved, and never run
-        return y
-    return hardtanh(net, f"{name}.tanh2", net.batch_norm(f"{name}.bn2", y))
-
-
-def blocks(state: Mapping[str, Array]) -> list[str]:
-    """Names of the blocks in order. Raises ConvertError for gaps in their numbers."""
-    found = (re.fullmatch(r"layer(\d{1,3})\.(\d{1,4})\.conv1\.weight", name) for name in state)
-    indices = sorted((int(each[1]), int(each[2])) for each in found if each)
-    counts = Counter(stage for stage, _ in indices)
-    for stage, index in indices:
-        if not 0 < stage <= len(counts) or index >= counts[stage]:
-            raise ConvertError("blocks numbered from layer1.0 on without a gap", f"layer{stage}.{index}")
-    return [f"layer{stage}.{index}" for stage, index in indices]
+    return net.sum(f"{name}.sum", y, x)
 
 
 def read_mlp(source: Checkpoint, binarized: bool) -> Model:
@@ -196,7 +182,7 @@ def first_conv(net: Builder, name: str, geometry: Window) -> str:
 def binary_conv(net: Builder, name: str, signs: str, stride: int = 1) -> str:
     """A convolution padded by half its kernel, which is of odd size."""
     channels = net.shapes[signs][2]
-    kernel = (0, *net.tensors.shape(f"{name}.weight"))[-1]
+    kernel = (1, *net.stored_shape(f"{name}.weight"))[-1]
     if channels == IMAGE_CHANNELS or not kernel % 2:
         expected = f"an odd kernel and channels other than {IMAGE_CHANNELS}, which {name} would not binarize"
         raise ConvertError(expected, f"kernel {kernel} and {channels} channels")

@@ -16,18 +16,17 @@ in a hundred million signs: that is +1 here.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import ConvertError
-from ..model import INPUT, Array, Conv2d, Model, Window
+from ..model import INPUT, Conv2d, Model, Window
 from . import cifar10, imagenet
 from .checkpoint import Checkpoint
 from .original import Keep, Original, batch_norm, in_float64, in_torch
-from .torch_builder import Builder
+from .torch_builder import Builder, resnet_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +37,7 @@ OPTIONS = {"size": f"{imagenet.SIZE_HELP} or CIFAR-10's {cifar10.SIZE}"}
 #: Maps the name of a block and its value to another value.
 Step = Callable[[str, "Tensor"], "Tensor"]
 
-BINARY_CONV = re.compile(r"layer(\d{1,3})\.(\d{1,4})\.binary_conv\.weights?")
+BINARY_CONV = re.compile(r"layer\d+\.\d+\.binary_conv\.weights?")
 
 
 def recognise(source: Checkpoint) -> bool:
@@ -67,7 +66,7 @@ def read_resnet(
     else:
         x = net.batch_norm("bn1", net.conv("conv1", INPUT, 7, stride=2))
         x = net.max_pool("maxpool", x, 3, stride=2, padding=1)
-    for name, stride in blocks(state):
+    for name, stride in resnet_blocks(state, r"binary_conv\.weights?"):
         x = block(net, name, x, stride)
     if small:
         return net.finish(title, cifar10.labels(classify(net, x)))
@@ -87,16 +86,6 @@ def classify(net: Builder, x: str) -> int:
     return net.shapes[net.linear("fc", x)][2]
 
 
-def blocks(state: Mapping[str, Array]) -> Iterator[tuple[str, int]]:
-    """Name and stride of each block. Raises ConvertError for gaps in their numbers."""
-    numbers = sorted({(int(found[1]), int(found[2])) for found in map(BINARY_CONV.fullmatch, state) if found})
-    counts = Counter(stage for stage, _ in numbers)
-    for stage, index in numbers:
-        if stage > len(counts) or index >= counts[stage] or not stage:
-            raise ConvertError("blocks numbered from layer1.0 on without a gap", f"layer{stage}.{index}")
-        yield f"layer{stage}.{index}", 2 if stage > 1 and index == 0 else 1
-
-
 def block(net: Builder, name: str, x: str, stride: int) -> str:
     signs = net.sign(f"{name}.sign", x)
     y = net.batch_norm(f"{name}.bn1", net.scaled_binary_conv(f"{name}.binary_conv", signs, 3, stride))
@@ -107,7 +96,7 @@ def shortcut(net: Builder, name: str, x: str, y: str, stride: int) -> str:
     """What is added to y, the sums of the block `name` after their batch-norm."""
     cin, cout = net.shapes[x][2], net.shapes[y][2]
     if f"{name}.downsample.1.weight" in net.state:
-        pooled = net.avg_pool(f"{name}.downsample.0", x, (stride, stride))
+        pooled = net.avg_pool(f"{name}.downsample.0", x, (2, 2))
         return net.batch_norm(f"{name}.downsample.2", net.conv(f"{name}.downsample.1", pooled, 1))
     if (stride, cin) == (1, cout):
         return x

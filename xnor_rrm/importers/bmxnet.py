@@ -60,7 +60,7 @@ def read(source: Checkpoint, *, symbol: str | Path | None = None, size: int | No
     """
     side = imagenet.side_of(size)
     graph = read_symbol(find_symbol(source.path) if symbol is None else Path(symbol))
-    builder = Builder(Tensors(read_params(source.path)), (side, side, 3))
+    builder = Builder(Tensors(read_params(source.path), source), (side, side, 3))
     for node in graph:
         builder.visit(node)
     classes = builder.finish()

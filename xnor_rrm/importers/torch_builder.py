@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..bits import pack_signs
@@ -39,7 +43,7 @@ class Builder:
     def __init__(self, source: Checkpoint, rule: InputRule) -> None:
         self.source, self.rule = source, rule
         self.state = source.state_dict or {}
-        self.tensors = Tensors(self.state)
+        self.tensors = Tensors(self.state, source)
         self.layers = Chain()
         self.shapes: dict[str, Shape] = {INPUT: (*rule.crop, rule.channels)}
 
@@ -54,6 +58,10 @@ class Builder:
         refuse_zeros(self.layers)
         info = {"source": self.source.path.name, "format": title}
         return Model(self.source.name, self.rule, tuple(self.layers), labels, info)
+
+    def stored_shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape of a tensor of the checkpoint, () where there is none."""
+        return self.state[tensor].shape if tensor in self.state else ()
 
     def conv(self, name: str, x: str, kernel: int, stride: int = 1) -> str:
         """torch.nn.Conv2d padded by half its kernel."""
@@ -74,7 +82,7 @@ class Builder:
         """
         shape = (self.shapes[signs][2], kernel, kernel)
         key = f"{name}.weights" if f"{name}.weights" in self.state else f"{name}.weight"
-        if len(self.tensors.shape(key)) == 2:
+        if len(self.stored_shape(key)) == 2:
             flat = self.tensors.take(key, None, 1)
             if flat.size % np.prod(shape):
                 raise ConvertError(f"filters of {list(shape)} in {key!r}", f"{flat.size} weights")
@@ -127,3 +135,18 @@ class Builder:
 def window(kernel: int, stride: int) -> Window:
     """A square window of odd size, padded by half of it."""
     return Window((kernel, kernel), (stride, stride), (kernel // 2,) * 4)
+
+
+def resnet_blocks(names: Iterable[str], last: str) -> list[tuple[str, int]]:
+    """Name and stride of each block layerN.N of a ResNet, told by its tensor `last`, a regular expression.
+
+    The first block of a layer has stride 2, but for the first layer's. Raises ConvertError for gaps in the
+    numbers.
+    """
+    pattern = re.compile(rf"layer(\d{{1,3}})\.(\d{{1,4}})\.{last}")
+    indices = sorted({(int(found[1]), int(found[2])) for found in map(pattern.fullmatch, names) if found})
+    counts = Counter(stage for stage, _ in indices)
+    for stage, index in indices:
+        if not 0 < stage <= len(counts) or index >= counts[stage]:
+            raise ConvertError("blocks numbered from layer1.0 on without a gap", f"layer{stage}.{index}")
+    return [(f"layer{stage}.{index}", 1 if stage == 1 or index else 2) for stage, index in indices]
