@@ -14,7 +14,7 @@ Logits are those before the log-softmax. Hardtanh is left out where only signs a
 
 The original takes sign(0) = 0. It is proved from the sums of the binary convolution before that it takes no
 sign of 0, or the network refused. After the first layer, and in the ResNet after a shortcut, sums of floats
-decide, which are 0 about once in a hundred million signs: that is +1 here.
+decide, which are hardly ever 0: that is +1 here.
 """
 
 from __future__ import annotations
