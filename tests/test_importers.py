@@ -943,3 +943,10 @@ def test_vgg13_reaches_its_accuracy(data_folder: Path, runner: str) -> None:
     model = convert(data_folder / "models" / "vgg13_xnor_cifar10" / "Bin_VGG13.best8520.pth")
     assert sum(isinstance(layer, BinaryConv2d) for layer in model.layers) == 9
     assert abs(hits(RUNNERS[runner](model), cifar10(data_folder, 1000), top=1)[0] - 916) <= 1
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_bireal20_reaches_its_accuracy(data_folder: Path, runner: str) -> None:
+    model = convert(data_folder / "models" / "bireal20_cifar10" / "model_best.pth.tar")
+    assert sum(isinstance(layer, BinaryConv2d) for layer in model.layers) == 18
+    assert abs(hits(RUNNERS[runner](model), cifar10(data_folder, 1000), top=1)[0] - 869) <= 1

@@ -100,6 +100,9 @@ def convert(
     transposed: Annotated[
         bool, typer.Option("--transposed", help="The network was trained on transposed images.")
     ] = False,
+    binarized: Annotated[
+        bool, typer.Option("--binarized", help="The MLP's weights are binarized where it is trained.")
+    ] = False,
     symbol: Annotated[
         Path | None, typer.Option(help="Symbol JSON of a BMXNet .params file, if not the one beside it.")
     ] = None,
@@ -125,6 +128,7 @@ def convert(
         raise typer.BadParameter("would overwrite SOURCE.", param_hint="--output")
     given = {
         "transposed": transposed,
+        "binarized": binarized,
         "symbol": symbol,
         "size": size,
         "accept_unused": accept_unused,

@@ -24,7 +24,16 @@ from typing import Any, Protocol
 
 from ..errors import ConvertError
 from ..model import Model
-from . import bmxnet, onnx_graph, packed_pytorch, traced_module, xnor_net_pytorch
+from . import (
+    binarynet,
+    bireal,
+    bmxnet,
+    onnx_graph,
+    packed_pytorch,
+    reactnet,
+    traced_module,
+    xnor_net_pytorch,
+)
 from .checkpoint import Checkpoint, summary
 from .original import Original
 
@@ -52,6 +61,9 @@ IMPORTERS: tuple[Importer, ...] = (
     bmxnet,
     xnor_net_pytorch,
     packed_pytorch,
+    bireal,
+    reactnet,
+    binarynet,
     onnx_graph,
 )
 

@@ -8,7 +8,6 @@ The packed words are stored as floats of their width: bit j of word i is element
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ from ..model import (
     AvgPool,
     BinaryConv2d,
     Conv2d,
-    InputRule,
     Layer,
     MaxPool,
     Model,
@@ -33,6 +31,7 @@ from ..model import (
     Sign,
     Window,
 )
+from . import imagenet
 from .checkpoint import Chain, Checkpoint, Tensors, summary
 from .mxnet_file import LIST_MAGIC, Node, find_symbol, read_params, read_symbol
 from .original import Keep, Original, in_float64, in_torch
@@ -43,12 +42,10 @@ if TYPE_CHECKING:
 TITLE = "BMXNet .params with its symbol JSON beside it"
 OPTIONS = {
     "symbol": "path of the symbol JSON, where it is not the one beside the .params file",
-    "size": "height and width of the input, where it is not ImageNet's 224",
+    "size": imagenet.SIZE_HELP,
 }
 
-IMAGENET_CLASSES, IMAGENET_SIZE, IMAGENET_RESIZE = 1000, 224, 256
-MEAN = (123.68, 116.779, 103.939)
-SIZE_REMEDY = "If the input is of another size, give its height and width as the option size."
+MEAN, STD = (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)
 
 
 def recognise(source: Checkpoint) -> bool:
@@ -61,34 +58,20 @@ def read(source: Checkpoint, *, symbol: str | Path | None = None, size: int | No
     Raises ConvertError for a damaged file, a missing symbol, an operator or attribute that is not known, and
     parameters that are missing, misshapen or left over.
     """
-    if size is not None and (type(size) is not int or size < 1):
-        raise ConvertError("a size of at least 1 pixel", repr(size))
+    side = imagenet.side_of(size)
     graph = read_symbol(find_symbol(source.path) if symbol is None else Path(symbol))
-    side = size or IMAGENET_SIZE
-    resize = IMAGENET_RESIZE if side == IMAGENET_SIZE else side
     builder = Builder(Tensors(read_params(source.path), source), (side, side, 3))
     for node in graph:
         builder.visit(node)
     classes = builder.finish()
-    if size is None and classes != IMAGENET_CLASSES:
-        raise ConvertError(
-            f"a network of {IMAGENET_CLASSES} classes, whose input is known to be {side}x{side}",
-            f"{classes} classes",
-            SIZE_REMEDY,
-        )
+    imagenet.check_classes(classes, size)
     return Model(
         name=source.name,
-        input_rule=InputRule((side, side), resize, MEAN, (1.0, 1.0, 1.0)),
+        input_rule=imagenet.input_rule(side, MEAN, STD),
         layers=tuple(builder.layers),
-        labels=read_labels(source.path.with_name("synset.txt"), classes),
+        labels=imagenet.read_labels(source.path.with_name("synset.txt"), classes),
         info={"source": source.path.name, "format": TITLE},
     )
-
-
-def read_labels(path: Path, classes: int) -> tuple[str, ...]:
-    """The lines of a synset.txt without their WordNet number, if there are as many as classes; else none."""
-    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
-    return tuple(re.sub(r"^n\d{8}\s+", "", line) for line in lines) if len(lines) == classes else ()
 
 
 class Builder:
@@ -191,7 +174,9 @@ def _fully_connected(builder: Builder, node: Node) -> None:
     height, width, channels = builder.shapes[source]
     weight = builder.tensors.take(node.inputs[1], node.count("num_hidden", 0), None)
     if weight.shape[1] != (inputs := channels * height * width):
-        raise ConvertError(f"{inputs} inputs of {node.op} {node.name}", str(weight.shape[1]), SIZE_REMEDY)
+        raise ConvertError(
+            f"{inputs} inputs of {node.op} {node.name}", str(weight.shape[1]), imagenet.SIZE_REMEDY
+        )
     bias = _bias(builder, node, len(weight))
     kernel = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
     builder.add(node, Conv2d(node.name, (source,), kernel, bias, Window((height, width))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConvertError
-from ..model import INPUT, Affine, Array, Conv2d, Layer, Shape, Window
+from ..model import INPUT, Add, Affine, Array, BinaryConv2d, Conv2d, Layer, MaxPool, Shape, Sign, Window
 from . import torch_file
 
 
@@ -143,6 +143,78 @@ class Tensors:
             if not self._source.accept_unused:
                 raise ConvertError("only tensors this importer knows", found)
             self._source.notes["unused"] = found
+
+
+def scaled_signs(latent: Array, where: str) -> tuple[npt.NDArray[np.bool_], Array]:
+    """bool[Cout, kH, kW, Cin] and float32[Cout] of latent weights of that shape: signs, and alpha = mean |w|.
+
+    Raises ConvertError, saying `where`, for a weight of exactly 0: the originals give it no sign. Filters of
+    zeros alone have alpha 0 and need none.
+    """
+    alpha = np.abs(latent).mean((1, 2, 3), dtype=np.float64).astype(np.float32)
+    refuse_zero_weights(latent[alpha > 0], where)
+    return latent > 0, alpha
+
+
+def refuse_zero_weights(latent: Array, where: str) -> None:
+    """Raises ConvertError, saying `where`, if a weight is exactly 0: the originals give it no sign."""
+    zeros = int((latent == 0).sum())
+    if zeros:
+        raise ConvertError(f"weights above or below 0 in {where}", f"{zeros} zeros, of sign 0")
+
+
+def zero_sums(convolution: BinaryConv2d, norms: Sequence[Affine]) -> npt.NDArray[np.bool_]:
+    """bool[Cout]: whether some sum that a binary convolution can have is exactly 0 after `norms`.
+
+    Every sum of n products is tried: n, n - 2, ..., -n. Where zeros pad the image, n is that of the whole
+    window and of each smaller number of rows and columns that can lie inside.
+    """
+    window = convolution.window
+    padding = window.padding if convolution.pad_value == 0 else (0, 0, 0, 0)
+    sides = zip(window.kernel, (padding[:2], padding[2:]), strict=True)
+    rows, columns = (range(max(1, size - sum(outside)), size + 1) for size, outside in sides)
+    counts = {row * column * convolution.channels for row in rows for column in columns}
+    dots = np.unique(np.concatenate([np.arange(-n, n + 1, 2, dtype=np.float32) for n in sorted(counts)]))
+    found = np.zeros(len(convolution.weight), np.bool_)
+    for c in range(len(found)):
+        values = dots * convolution.alpha[c] + convolution.bias[c]
+        for norm in norms:
+            values = values * norm.scale[c] + norm.shift[c]
+        found[c] = not values.all()
+    return found
+
+
+def refuse_zeros(layers: Sequence[Layer]) -> None:
+    """Raises ConvertError where a Sign layer that follows a convolution and its batch-norm can read just 0.
+
+    torch.sign makes that a third value, 0, and not +1. After a binary convolution every sum is tried; after
+    a float one a channel counts if it is 0 whatever the input. Channels a shortcut adds to are not tried.
+    """
+    made_by = {layer.name: layer for layer in layers}
+    for sign in (layer for layer in layers if isinstance(layer, Sign)):
+        norms: list[Affine] = []
+        alone: Array = np.array(True)
+        layer = made_by.get(sign.inputs[0])
+        while isinstance(layer, Affine | Add) or type(layer) is MaxPool:
+            if isinstance(layer, Affine):
+                norms.insert(0, layer)
+            if isinstance(layer, Add):
+                shortcut = made_by.get(layer.inputs[1])
+                if norms or not isinstance(shortcut, Conv2d):
+                    break
+                alone = ~(shortcut.weight.any((1, 2, 3)) | (shortcut.bias != 0))
+            layer = made_by.get(layer.inputs[0])
+        zeros: Array = np.array(False)
+        if isinstance(layer, BinaryConv2d):
+            zeros = zero_sums(layer, norms)
+        elif isinstance(layer, Conv2d) and norms:
+            zeros = (norms[-1].scale == 0) & (norms[-1].shift == 0)
+        count = int((zeros & alone).sum())
+        if count:
+            raise ConvertError(
+                f"values above or below 0 for {sign.name} to take signs of",
+                f"{count} channels of {sign.inputs[0]} with 0, which has none",
+            )
 
 
 class Chain(list[Layer]):

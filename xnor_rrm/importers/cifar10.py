@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from ..model import InputRule
+from . import imagenet
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-#: torchvision's usual (RGB / 255 - mean) / std, with ImageNet's mean .485 .456 .406 and std .229 .224 .225.
-INPUT_RULE = InputRule(crop=(32, 32), resize=32, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+SIZE = 32
+
+#: Many training codes normalise with ImageNet's mean and std.
+INPUT_RULE = imagenet.input_rule(SIZE)
+
+#: Others with CIFAR-10's own, (.4914 .4822 .4465) and (.2023 .1994 .2010), in units of 0..255.
+OWN_MEAN, OWN_STD = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 
 
 def labels(classes: int) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from ..model import (
     Window,
 )
 from . import cifar10, mnist
-from .checkpoint import Checkpoint, Tensors
+from .checkpoint import Checkpoint, Tensors, scaled_signs
 from .torch_modules import Modules, square
 from .xnor_net_original import original
 
@@ -214,10 +214,4 @@ def binarize(name: str, latent: Array) -> tuple[npt.NDArray[np.bool_], Array]:
     """
     mean = latent.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
     centred = np.clip(latent - mean, -1, 1)
-    alpha = np.abs(centred).mean((1, 2, 3), dtype=np.float64).astype(np.float32)
-    zeros = int((centred[alpha > 0] == 0).sum())
-    if zeros:
-        raise ConvertError(
-            f"weights above or below 0 in {name!r}, less their mean", f"{zeros} zeros, of sign 0"
-        )
-    return centred > 0, alpha
+    return scaled_signs(centred, f"{name!r}, less their mean")
