@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from ..errors import ConvertError
 from ..model import Model
-from . import bmxnet, packed_pytorch, xnor_net_pytorch
+from . import bmxnet, lce, packed_pytorch, xnor_net_pytorch
 from .checkpoint import Checkpoint, summary
 
 
@@ -42,6 +42,7 @@ IMPORTERS: tuple[Importer, ...] = (
     bmxnet,
     xnor_net_pytorch,
     packed_pytorch,
+    lce,
 )
 
 
