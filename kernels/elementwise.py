@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from .bitpack import pack_pixel
-from .jit import jit
-from .simd import counts_to_dots, differs, get, load, put, relu, store
+from .jit import inline, jit
+from .simd import clip, counts_to_dots, differs, get, load, prelu, put, relu, splat, store
 
 #: float32 values a register holds (4 KB), or one pixel's channels where those are more.
 REGISTER = 1024
@@ -34,9 +34,11 @@ class Op(IntEnum):
     SIGN = 6  #: r, uint64 bits, words a pixel, channels
     OWN_VALUES = 7  #: r; the sums of the float convolution this program is fused with
     OWN_DOTS = 8  #: r, -, lanes a pixel, then as DOTS; of the binary convolution it is fused with
+    PRELU = 9  #: r, source register, constants slope
+    CLIP = 10  #: r, source register, constants low and high, one of each
 
 
-LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS = (int(op) for op in Op)
+LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP = (int(op) for op in Op)
 
 
 @jit
@@ -103,6 +105,16 @@ def run_program(
             elif op == RELU:
                 for i in range(0, n * width, 16):
                     store(registers, target + i, relu(load(registers, a * span + i)))
+            elif op == PRELU:
+                source = a * span
+                for lane in range(0, width, 16):
+                    slope = load(constants, b + lane)
+                    for i in range(lane, n * width, width):
+                        store(registers, target + i, prelu(load(registers, source + i), slope))
+            elif op == CLIP:
+                low, high = splat(get(constants, b)), splat(get(constants, b + 1))
+                for i in range(0, n * width, 16):
+                    store(registers, target + i, clip(load(registers, a * span + i), low, high))
             elif op == ADD:
                 for i in range(0, n * width, 16):
                     total = load(registers, a * span + i) + load(registers, b * span + i)
@@ -123,35 +135,45 @@ def run_program(
 
 
 @jit
-def normalise(frame: Any, last: Any, table: Any, x: Any, changed: Any, all_pixels: bool) -> int:
+def normalise(
+    frame: Any, last: Any, table: Any, x: Any, changed: Any, all_pixels: bool, channels: int
+) -> int:
     """Input values of the pixels that differ from the last frame. Returns their number.
 
-    frame, last : uint8[P * 3]; last is replaced.  table : float32[256 * 3].  x : float32[P * 3].
-    changed : uint8[P].  Blocks of 64 pixels that stayed the same cost three comparisons.
+    frame, last : uint8[P * C]; last is replaced.  table : float32[256 * C].  x : float32[P * C].
+    changed : uint8[P].  channels : C, 3 or 1.  Blocks of 64 pixels that stayed the same cost C comparisons.
     """
+    if channels == 3:
+        return _normalise(frame, last, table, x, changed, all_pixels, 3)
+    return _normalise(frame, last, table, x, changed, all_pixels, 1)
+
+
+@inline
+def _normalise(
+    frame: Any, last: Any, table: Any, x: Any, changed: Any, all_pixels: Any, channels: Any
+) -> Any:
+    """`normalise` for a constant number of channels, whose loops unroll."""
     count: Any = 0
     pixels = len(changed)
     for first in range(0, pixels, 64):
         size = min(64, pixels - first)
         same = not all_pixels and size == 64
         if same:
-            for at in range(3 * first, 3 * first + 192, 64):
+            for at in range(channels * first, channels * (first + 64), 64):
                 same = same and not differs(load(frame, at), load(last, at))
         if same:
             for p in range(first, first + size):
                 put(changed, p, np.uint8(0))
             continue
         for p in range(first, first + size):  # without branches: converting a value again changes nothing
-            i = 3 * p
-            red, green, blue = get(frame, i), get(frame, i + 1), get(frame, i + 2)
-            new = (red ^ get(last, i)) | (green ^ get(last, i + 1)) | (blue ^ get(last, i + 2))
+            new = np.uint8(0)
+            for c in range(channels):
+                i = channels * p + c
+                value = get(frame, i)
+                new |= value ^ get(last, i)
+                put(last, i, value)
+                put(x, i, get(table, channels * np.intp(value) + c))
             mark = np.uint8(new != 0) | np.uint8(all_pixels)
             count += mark
             put(changed, p, mark)
-            put(last, i, red)
-            put(last, i + 1, green)
-            put(last, i + 2, blue)
-            put(x, i, get(table, 3 * np.intp(red)))
-            put(x, i + 1, get(table, 3 * np.intp(green) + 1))
-            put(x, i + 2, get(table, 3 * np.intp(blue) + 2))
     return count

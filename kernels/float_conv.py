@@ -1,9 +1,10 @@
 """Float convolution of any list of output pixels.
 
-    y[p, c] = bias[c], then for taps in row-major order, then channels: y = fma(x, w, y)
+    y[p, c] = bias[c], then for taps in row-major order, then channels of the group: y = fma(x, w, y)
 
 One output is summed in one lane in one order, whichever pixels stand beside it in the register tile:
-recomputing a few outputs gives the bits that computing all of them gives.
+recomputing a few outputs gives the bits that computing all of them gives. Channels of other groups take no
+part, not even with weights of zero: an infinite value stays in its group.
 """
 
 from __future__ import annotations
@@ -13,14 +14,31 @@ from typing import Any
 import numpy as np
 
 from .jit import jit
-from .simd import aligned, gather, get, load, scaled, tile_fma, tile_of, tile_store
+from .simd import (
+    aligned,
+    gather,
+    get,
+    load,
+    scaled,
+    tile_fma,
+    tile_fma_lanes,
+    tile_of,
+    tile_store,
+    tile_store_some,
+)
 
 #: Output channels of a register tile: 2 vectors of 16. Float tensors are padded to a multiple of it.
 BLOCK = 32
 
 
-def pack_weights(weight: Any) -> Any:
-    """float32[Cout, kH, kW, Cin] -> float32[ceil(Cout / 32), kH * kW * Cin, 32]."""
+def pack_weights(weight: Any, groups: int = 1) -> Any:
+    """float32[Cout, kH, kW, Cin / groups] -> float32[blocks, kH * kW * Cin / groups, 32].
+
+    Blocks of 32 outputs, the last one filled with zeros: of one group after the other, or of all of them
+    where the convolution is depthwise, whose kernel takes 32 groups at once.
+    """
+    if groups > 1 and not len(weight) == groups == weight.shape[3] * groups:
+        return np.concatenate([pack_weights(part) for part in np.split(weight, groups)])
     cout = weight.shape[0]
     blocks = -(-cout // BLOCK)
     rows = np.zeros((blocks * BLOCK, weight[0].size), np.float32)
@@ -50,6 +68,12 @@ def conv_float(
 
     One fused multiply-add per 16 MACs: at one 512-bit operation a cycle at most 16 MAC a cycle.
     """
+    if s.groups > 1 and s.groups == s.cin and s.groups == s.cout:
+        _conv_depthwise(x, weights, bias, s, starts, segment_at, pixels, slots, count, y)
+        return
+    if s.groups > 1:
+        _conv_grouped(x, weights, bias, s, starts, segment_at, pixels, slots, count, y)
+        return
     for block in range(s.lanes // 32):
         first = block * s.segments * s.run * 32
         for tile in range(0, count, 8):
@@ -62,3 +86,71 @@ def conv_float(
                     total = tile_fma(total, x, bases, offset + i, weights, at)
                     at += 32
             tile_store(y, scaled(s.lanes, slots, tile, count - 1, 8), block * 32, total)
+
+
+@jit
+def _conv_depthwise(
+    x: Any,
+    weights: Any,
+    bias: Any,
+    s: Any,
+    starts: Any,
+    segment_at: Any,
+    pixels: Any,
+    slots: Any,
+    count: int,
+    y: Any,
+) -> None:
+    """`conv_float` where each output channel reads the input channel of its number alone.
+
+    Lanes past the last channel read the next pixel (or the slack behind the last one); nobody reads them.
+    """
+    for block in range(s.lanes // 32):
+        lane = block * 32
+        for tile in range(0, count, 8):
+            bases = gather(starts, pixels, tile, count - 1, 8)
+            total = tile_of((load(bias, lane), load(bias, lane + 16)), bases)
+            at = lane * s.kh * s.kw
+            for k in range(s.segments):
+                offset = get(segment_at, k) + lane
+                for i in range(0, s.run, s.words):
+                    total = tile_fma_lanes(total, x, bases, offset + i, weights, at)
+                    at += 32
+            tile_store(y, scaled(s.lanes, slots, tile, count - 1, 8), lane, total)
+
+
+@jit
+def _conv_grouped(
+    x: Any,
+    weights: Any,
+    bias: Any,
+    s: Any,
+    starts: Any,
+    segment_at: Any,
+    pixels: Any,
+    slots: Any,
+    count: int,
+    y: Any,
+) -> None:
+    """`conv_float` group by group, each as a convolution of its own channels.
+
+    A group that does not fill its last block of 32 outputs wastes the rest of it.
+    """
+    outputs, depth = s.cout // s.groups, s.cin // s.groups
+    first = 0
+    for group in range(s.groups):
+        for done in range(0, outputs, 32):
+            lane = group * outputs + done
+            for tile in range(0, count, 8):
+                bases = gather(starts, pixels, tile, count - 1, 8)
+                total = tile_of((load(bias, lane), load(bias, lane + 16)), bases)
+                at = first
+                for k in range(s.segments):
+                    for i in range(group * depth, s.run, s.words):
+                        offset = get(segment_at, k) + i
+                        for c in range(depth):
+                            total = tile_fma(total, x, bases, offset + c, weights, at)
+                            at += 32
+                places = scaled(s.lanes, slots, tile, count - 1, 8)
+                tile_store_some(y, places, lane, total, min(32, outputs - done))
+            first += s.kh * s.kw * depth * 32

@@ -17,6 +17,7 @@ from .clock import now
 from .elementwise import normalise, run_program
 from .float_conv import conv_float
 from .jit import inline, jit
+from .layout import SOURCE, copy_pixels
 from .pool import pool
 from .rows import conv_rows, list_flips
 from .simd import get
@@ -39,6 +40,7 @@ class Kind(IntEnum):
     ELEMENTWISE = 2
     POOL = 3
     BINARY_CONV = 4
+    COPY = 5
 
 
 class Path(IntEnum):
@@ -91,7 +93,7 @@ class Scratch(NamedTuple):
 #: What a step reports of a frame: path, flips (binary) or changed inputs, outputs computed, nanoseconds.
 REPORT = 4
 
-INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV = (int(kind) for kind in Kind)
+INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV, COPY = (int(kind) for kind in Kind)
 DENSE, CHANGED, ROWS, CLEAN = (int(path) for path in Path)
 
 
@@ -163,6 +165,16 @@ def _pool(s: Any, all_pixels: bool, state: Any, scratch: Any, report: Any) -> No
         changed[:] = 0
     x, y = state.f32[s.x :], state.f32[s.y :]
     pool(x, s.x_stride, s, scratch.pixels, count, s.average != 0, s.count_padding != 0, y, changed)
+    report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
+    report[2] = count
+
+
+@jit
+def _copy(s: Any, all_pixels: bool, const: Any, state: Any, report: Any) -> None:
+    """A concatenation or an upsampling."""
+    sources = const.i64[s.program : s.program + s.sources * SOURCE]
+    changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
+    count = copy_pixels(sources, s, state.f32, state.u8, all_pixels, state.f32[s.y :], changed)
     report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
     report[2] = count
 
@@ -343,7 +355,7 @@ def run(
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
-    steps : STEP[n].  frame : uint8[h * w * 3], resized and cropped.
+    steps : STEP[n].  frame : uint8[h * w * C], resized and cropped.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
     report : int64[n, REPORT].  const, state, scratch : `Constants`, `State`, `Scratch`.
@@ -357,8 +369,9 @@ def run(
         begin = now(scratch.timespec)
         if s.kind == INPUT:
             pixels = s.ho * s.wo
-            last, changed = state.u8[s.padded : s.padded + 3 * pixels], state.u8[s.y_mask : s.y_mask + pixels]
-            here[2] = normalise(frame, last, const.f32[s.weights :], state.f32[s.y :], changed, all_pixels)
+            last = state.u8[s.padded : s.padded + s.cin * pixels]
+            changed, x = state.u8[s.y_mask : s.y_mask + pixels], state.f32[s.y :]
+            here[2] = normalise(frame, last, const.f32[s.weights :], x, changed, all_pixels, s.cin)
             here[0] = DENSE if all_pixels else CHANGED if here[2] else CLEAN
         elif s.kind == ELEMENTWISE:
             if s.fused:  # done, timed and reported with the convolution before it
@@ -366,6 +379,8 @@ def run(
             _elementwise(s, all_pixels, const, state, scratch, here)
         elif s.kind == POOL:
             _pool(s, all_pixels, state, scratch, here)
+        elif s.kind == COPY:
+            _copy(s, all_pixels, const, state, here)
         else:
             following = min(index + 1, len(steps) - 1)
             e, e_report = steps[following], report[following]

@@ -1,4 +1,4 @@
-"""Resampling of uint8 images in fixed point: the arithmetic of Pillow's `Image.resize`, bit for bit.
+"""Luminance and resampling of uint8 images in fixed point: the arithmetic of Pillow, bit for bit.
 
 Weights are int32 with PRECISION fraction bits. Each pass sums `weight * pixel` from one half in int32,
 drops the fraction and clips to 0..255; the horizontal pass comes first and is stored as uint8 between.
@@ -53,6 +53,32 @@ def resize_columns(source: Int, first: Int, weights: Int, out: Int) -> None:
             result[to] = _clip8(red)
             result[to + _ONE] = _clip8(green)
             result[to + _TWO] = _clip8(blue)
+
+
+@jit
+def resize_grey_columns(source: Int, first: Int, weights: Int, out: Int) -> None:
+    """`resize_columns` of one channel: uint8[rows, width] -> uint8[rows, columns]."""
+    taps = np.uint64(weights.shape[1])
+    for y in range(source.shape[0]):
+        pixels, result = source[y], out[y]
+        for x in range(np.uint64(first.shape[0])):
+            total = _HALF
+            at = np.uint64(first[x])
+            for t in range(taps):
+                total = np.int32(total + pixels[at + t] * weights[x, t])
+            result[x] = _clip8(total)
+
+
+@jit
+def luminance(source: Int, out: Int) -> None:
+    """Pillow's mode "L" of an RGB image: out[p] = (19595 R + 38470 G + 7471 B + 32768) >> 16.
+
+    source : uint8[3 * pixels], RGB interleaved.  out : uint8[pixels].
+    """
+    for p in range(np.uint64(out.shape[0])):
+        red, green, blue = source[_THREE * p], source[_THREE * p + _ONE], source[_THREE * p + _TWO]
+        total = np.int32(19595) * red + np.int32(38470) * green + np.int32(7471) * blue + np.int32(32768)
+        out[p] = np.uint8(total >> np.int32(16))
 
 
 @jit

@@ -270,6 +270,29 @@ def relu(_typing: Any, value: Any) -> Any:
 
 
 @intrinsic
+def prelu(_typing: Any, value: Any, slope: Any) -> Any:
+    """x where x > 0, else x * slope."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        positive = builder.fcmp_ordered(">", args[0], ir.Constant(args[0].type, None))
+        return builder.select(positive, args[0], builder.fmul(*args))
+
+    return F32V(F32V, F32V), emit
+
+
+@intrinsic
+def clip(_typing: Any, value: Any, low: Any, high: Any) -> Any:
+    """low where x < low, high where x > high, else x; NaN stays."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, low, high = args
+        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+        return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+    return F32V(F32V, F32V, F32V), emit
+
+
+@intrinsic
 def larger(_typing: Any, a: Any, b: Any) -> Any:
     """b where b > a, else a."""
 
@@ -502,10 +525,14 @@ def complement(_typing: Any, tile: Any) -> Any:
     return tile(tile), emit
 
 
-def _tile_step(combine: Callable[[Any, Any, Any, Any], Any]) -> Callable[..., Any]:
+def _tile_step(
+    combine: Callable[[Any, Any, Any, Any], Any], lane_by_lane: bool = False
+) -> Callable[..., Any]:
     """The heart of a register-tiled kernel: every pixel's scalar meets every weight vector.
 
     tile[p * V + v] = combine(tile[p * V + v], splat(x[base[p] + offset]), load(w, at + v * lanes))
+
+    lane_by_lane : the pixel's own vectors load(x, base[p] + offset + v * lanes) take the scalar's place.
     """
 
     def typed(_typing: Any, tile: Any, x: Any, base: Any, offset: Any, w: Any, at: Any) -> Any:
@@ -520,9 +547,14 @@ def _tile_step(combine: Callable[[Any, Any, Any, Any], Any]) -> Callable[..., An
                 weights.append(builder.load(pointer, align=w.dtype.bitwidth // 8))
             for p in range(len(base)):
                 index = builder.add(builder.extract_value(bases, p), offset_value)
-                scalar = builder.load(_lane_pointer(context, builder, sig.args[1], x_value, index))
-                activation = _splat(builder, scalar, tile.dtype.count)
+                if not lane_by_lane:
+                    scalar = builder.load(_lane_pointer(context, builder, sig.args[1], x_value, index))
+                    activation = _splat(builder, scalar, tile.dtype.count)
                 for v in range(vectors):
+                    if lane_by_lane:
+                        lane = builder.add(index, index.type(v * tile.dtype.count))
+                        pointer = _vector_pointer(context, builder, sig.args[1], x_value, lane, kind)
+                        activation = builder.load(pointer, align=x.dtype.bitwidth // 8)
                     old = builder.extract_value(tile_value, p * vectors + v)
                     new = combine(builder, old, activation, weights[v])
                     tile_value = builder.insert_value(tile_value, new, p * vectors + v)
@@ -537,6 +569,8 @@ def _tile_step(combine: Callable[[Any, Any, Any, Any], Any]) -> Callable[..., An
 tile_xnor = intrinsic(_tile_step(lambda b, total, x, w: b.add(total, _popcount(b, b.xor(x, w)))))
 #: tile += x * w, rounded once, float32 lanes.
 tile_fma = intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total)))
+#: The same with a value of its own for each lane.
+tile_fma_lanes = intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total), lane_by_lane=True))
 
 
 @intrinsic
@@ -558,6 +592,28 @@ def tile_store(_typing: Any, array: Any, base: Any, at: Any, tile: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, base, types.intp, tile), emit
+
+
+@intrinsic
+def tile_store_some(_typing: Any, array: Any, base: Any, at: Any, tile: Any, count: Any) -> Any:
+    """`tile_store` of the first `count` lanes of each pixel, float32; what lies behind them stays."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array_value, bases, at_value, tile_value, count_value = args
+        vectors, lanes = len(tile) // len(base), tile.dtype.count
+        limit = _splat(builder, builder.trunc(count_value, I32), lanes)
+        for i in range(len(tile)):
+            value, lane = builder.extract_value(tile_value, i), i % vectors * lanes
+            start = builder.add(builder.extract_value(bases, i // vectors), at_value)
+            index = builder.add(start, start.type(lane))
+            pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, value.type)
+            places = ir.Constant(ir.VectorType(I32, lanes), list(range(lane, lane + lanes)))
+            kept = builder.load(pointer, align=array.dtype.bitwidth // 8)
+            value = builder.select(builder.icmp_signed("<", places, limit), value, kept)
+            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, base, types.intp, tile, types.intp), emit
 
 
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> Any:

@@ -18,7 +18,8 @@ _GEOMETRY = (
     "words "  # elements of an input pixel in the padded input: ceil(cin / 64) if binary, else cin
     "out_words "  # words of output channels of a pixel in a binary layer
     "lanes "  # elements kept of an output pixel: cout rounded up (binary: `channel_words`, float: to 32)
-    "segments run"  # the window as `segments` contiguous runs of `run` elements of the padded input
+    "segments run "  # the window as `segments` contiguous runs of `run` elements of the padded input
+    "groups"  # of a float convolution
 )
 _ROLE = (
     "kind macs "  # frame.Kind; multiply-accumulates of a whole frame
@@ -35,7 +36,8 @@ _ROLE = (
     "sources source_masks targets target_masks "  # int64 lists: masks of the tensors it reads, and stores
     "fused "  # an elementwise step: whether it runs band by band with the convolution before it
     "band "  # output rows (binary) or pixels (float) a convolution computes before its fused program runs
-    "average count_padding"  # pool.py
+    "average count_padding "  # pool.py
+    "factor"  # layout.py
 )
 
 #: One step of a plan. All fields int64; offsets count elements of the arena they index.
@@ -83,6 +85,7 @@ def geometry(
         lanes=64 * channel_words(cout) if binary else -(-cout // 32) * 32,
         segments=kernel[0] * (1 if touching else kernel[1]),
         run=per_pixel * (kernel[1] if touching else 1),
+        groups=1,
     )  # fmt: skip
     for name, value in values.items():
         step[name] = value

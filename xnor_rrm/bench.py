@@ -134,7 +134,7 @@ class _FloatLane:
         self.seconds: list[float] = []
 
     def __call__(self, frame: Frame) -> None:
-        values = self._table[self._preprocess(frame), np.arange(3)]
+        values = self._table[self._preprocess(frame), np.arange(self._table.shape[1])]
         start = perf_counter()
         self._twin(values)
         self.seconds.append(perf_counter() - start)

@@ -1,8 +1,9 @@
 """From a model to a plan: layers grouped into steps, weights laid out for the kernels, state counted.
 
-Convolutions and pools are steps of their own. Everything elementwise between them (batch-norm, ReLU,
-shortcut add, sign, and the alpha and bias of a binary convolution) is fused: one program, one pass over
-the changed pixels (kernels/elementwise.py). A plan holds no state; a `Stream` allocates what it counts.
+Convolutions, pools, concatenations and upsamplings are steps of their own. Everything elementwise between
+them (batch-norm, activations, shortcut add, sign, and the alpha and bias of a binary convolution) is fused:
+one program, one pass over the changed pixels (kernels/elementwise.py). A plan holds no state; a `Stream`
+allocates what it counts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,26 @@ from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
 from .kernels.simd import aligned
 from .kernels.step import STEP, geometry, segment_offsets, window_starts
-from .model import INPUT, Add, Affine, Array, AvgPool, BinaryConv2d, Conv2d, Layer, MaxPool, Model, Relu, Sign
+from .model import (
+    INPUT,
+    Add,
+    Affine,
+    Array,
+    AvgPool,
+    BinaryConv2d,
+    Clip,
+    Concat,
+    Conv2d,
+    Layer,
+    MaxPool,
+    Model,
+    PRelu,
+    Relu,
+    Sign,
+    Upsample,
+)
 
-ELEMENTWISE = (Affine, Relu, Sign, Add)
+ELEMENTWISE = (Affine, Relu, PRelu, Clip, Sign, Add)
 
 #: Bytes of sums a convolution leaves before its fused program reads them: few enough to stay in the
 #: second-level cache, many enough that the calls do not count (16 KB bands took 5 % more of the frame).
@@ -187,8 +205,8 @@ class _Builder:
 
     def float_conv_step(self, layer: Conv2d, fused: bool) -> None:
         step = self._window_step(layer)
-        weights = float_conv.pack_weights(_ungrouped(layer))
-        step["kind"] = Kind.FLOAT_CONV
+        weights = float_conv.pack_weights(layer.weight, layer.groups)
+        step["kind"], step["groups"] = Kind.FLOAT_CONV, layer.groups
         if fused:
             step["band"] = max(8, BAND_BYTES // (4 * int(step["lanes"])))
             self.need(band_f32=int(step["band"] * step["lanes"]), identity=int(step["band"]))
@@ -206,6 +224,21 @@ class _Builder:
         step["kind"], step["y"], step["y_mask"] = Kind.POOL, y.offset, y.mask
         if isinstance(layer, AvgPool):
             step["average"], step["count_padding"] = 1, layer.count_padding
+        self.finish(step, self._info(layer, "float"))
+
+    def copy_step(self, layer: Concat | Upsample) -> None:
+        h, w, _ = self.model.shapes[layer.inputs[0]]
+        ho, wo, c = self.model.shapes[layer.name]
+        step = geometry((ho, wo, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
+        sources = [
+            (x.offset, x.stride, self.model.shapes[name][2], x.mask)
+            for name in layer.inputs
+            for x in (self.floats[name],)
+        ]
+        y = self.float_tensor(layer.name)
+        step["kind"], step["h"], step["w"], step["factor"] = Kind.COPY, h, w, ho // h
+        step["y"], step["y_mask"] = y.offset, y.mask
+        step["sources"], step["program"] = len(sources), self.const["int64"].add(sources)
         self.finish(step, self._info(layer, "float"))
 
     def binary_conv_step(self, layer: BinaryConv2d) -> None:
@@ -352,6 +385,11 @@ class _Program:
             self._emit(Op.AFFINE, target, sources[0], scale, shift)
         elif isinstance(layer, Relu):
             self._emit(Op.RELU, target, sources[0])
+        elif isinstance(layer, PRelu):
+            self._emit(Op.PRELU, target, sources[0], self._constants(layer.slope))
+        elif isinstance(layer, Clip):
+            limits = self._b.const["float32"].add([layer.low, layer.high])
+            self._emit(Op.CLIP, target, sources[0], limits)
         else:
             self._emit(Op.ADD, target, sources[0], sources[1])
 
@@ -373,20 +411,8 @@ def _padded(values: Array, width: int) -> Array:
     return padded
 
 
-def _ungrouped(layer: Conv2d) -> Array:
-    """float32[Cout, kH, kW, Cin] with zeros outside the groups: the same sums."""
-    if layer.groups == 1:
-        return layer.weight
-    cout, kh, kw, per_group = layer.weight.shape
-    full: Array = np.zeros((cout, kh, kw, per_group * layer.groups), np.float32)
-    for group in range(layer.groups):
-        outs = slice(group * cout // layer.groups, (group + 1) * cout // layer.groups)
-        full[outs, :, :, group * per_group : (group + 1) * per_group] = layer.weight[outs]
-    return full
-
-
 def _levels(model: Model) -> dict[str, int]:
-    """Number of convolutions and pools on the longest way from the input, the layer itself included."""
+    """Number of layers that are not elementwise on the longest way from the input, itself included."""
     levels = {INPUT: 0}
     for layer in model.layers:
         levels[layer.name] = max(levels[name] for name in layer.inputs) + (not isinstance(layer, ELEMENTWISE))
@@ -466,6 +492,8 @@ def build_plan(model: Model) -> Plan:
                 b.float_conv_step(layer, fused is not None)
             elif isinstance(layer, MaxPool):
                 b.pool_step(layer)
+            elif isinstance(layer, Concat | Upsample):
+                b.copy_step(layer)
             if fused is not None:
                 group_step(fused, layer.name)
                 waiting.remove(fused)

@@ -1,4 +1,4 @@
-"""From a raw frame to the network's input: resize and centre crop, bit-equal to Pillow's.
+"""From a raw frame to the network's input: luminance, resize and centre crop, bit-equal to Pillow's.
 
 Columns are resized before rows, as Pillow did for every image up to version 12; 13 begins with the rows
 of very tall ones, and rounds a few values to their neighbours there.
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FrameError
-from .kernels.resize import PRECISION, resize_columns, resize_rows
+from .kernels.resize import PRECISION, luminance, resize_columns, resize_grey_columns, resize_rows
 from .model import InputRule
 
 Frame = npt.NDArray[np.uint8]
@@ -23,7 +23,7 @@ _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 
 
 class Preprocessor:
-    """Resizes and crops the frames of one video by an `InputRule`; computes only what the crop keeps.
+    """Greys, resizes and crops the frames of one video by an `InputRule`; computes only what the crop keeps.
 
     State: filter weights for the last frame size and buffers, about one input-wide strip of the frame.
     """
@@ -32,26 +32,38 @@ class Preprocessor:
         self._rule = rule
         self._size = (0, 0)
         self._resize: _Resize | None = None
-        self._corner = (0, 0)
-        self._results = [np.empty((*rule.crop, 3), np.uint8) for _ in range(2)]
+        self._kept = (slice(0), slice(0))
+        self._grey = np.empty(0, np.uint8)
+        self._results = [np.empty((*rule.crop, rule.channels), np.uint8) for _ in range(2)]
 
     def __call__(self, frame: Frame) -> Frame:
-        """uint8[H, W, 3] of any size and memory layout -> uint8[cropH, cropW, 3], contiguous.
+        """uint8[H, W, 3] of any size and memory layout -> uint8[cropH, cropW, C], contiguous.
 
+        C is the rule's `channels`. Where it is 1, the frame may also be uint8[H, W]: luminance already.
         Two result buffers alternate: a result stays valid until the call after the next one.
-        Raises FrameError where the frame is not uint8[H, W, 3], or is too small for a crop without resize.
+        Raises FrameError where the frame is anything else, or is too small for a crop without resize.
         """
-        check_frame(frame)
+        check_frame(frame, self._rule.channels)
         if frame.shape[:2] != self._size:
             self._prepare(*frame.shape[:2])
         self._results.reverse()
         result = self._results[0]
+        kept = frame[self._kept]
+        if self._rule.channels == 1:
+            kept = self._luminance(kept)
         if self._resize is None:
-            (top, left), (height, width) = self._corner, self._rule.crop
-            result[...] = frame[top : top + height, left : left + width]
+            result[...] = kept
         else:
-            self._resize(frame, result)
+            self._resize(kept, result)
         return result
+
+    def _luminance(self, frame: Frame) -> Frame:
+        """uint8[h, w, 1] of uint8[h, w, 3] or uint8[h, w]."""
+        if frame.ndim == 2:
+            return frame[..., None]
+        grey = self._grey[: frame.shape[0] * frame.shape[1]]
+        luminance(_for_kernels(frame).reshape(-1), grey)
+        return grey.reshape(*frame.shape[:2], 1)
 
     def _prepare(self, height: int, width: int) -> None:
         """Plan for frames of this size."""
@@ -64,27 +76,34 @@ class Preprocessor:
                 f"{height}x{width}",
                 "This network's input rule crops without resizing; enlarge the frames first.",
             )
-        self._corner = ((resized[0] - crop[0]) // 2, (resized[1] - crop[1]) // 2)
+        corner = ((resized[0] - crop[0]) // 2, (resized[1] - crop[1]) // 2)
+        self._kept = (slice(corner[0], corner[0] + crop[0]), slice(corner[1], corner[1] + crop[1]))
         self._resize = None
         if target != short:
             rows, columns = (
                 _taps(size, full, start, count, self._rule.interpolation)
-                for size, full, start, count in zip((height, width), resized, self._corner, crop, strict=True)
+                for size, full, start, count in zip((height, width), resized, corner, crop, strict=True)
             )
-            self._resize = _Resize(rows, columns)
+            self._kept = (rows.span, slice(width))
+            self._resize = _Resize(rows, columns, self._rule.channels)
+        if self._rule.channels == 1:
+            self._grey = np.empty(height * width, np.uint8)
         self._size = (height, width)
 
 
-def check_frame(frame: Any) -> None:
-    """Raise FrameError unless `frame` is a non-empty uint8[H, W, 3] array."""
-    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
+def check_frame(frame: Any, channels: int = 3) -> None:
+    """Raise FrameError unless `frame` is a non-empty uint8[H, W, 3], or uint8[H, W] for a grey input."""
+    expected = "a frame as uint8[H, W, 3]" + (" or uint8[H, W]" if channels == 1 else "")
+    if not isinstance(frame, np.ndarray):
+        raise FrameError(expected, type(frame).__name__, "Pass numpy.asarray(frame).")
+    if frame.dtype != np.uint8:
+        remedy = "Scale the values to 0..255 and convert: frame.astype(numpy.uint8)."
+    elif (frame.ndim == 3 and frame.shape[2] == 3) or (channels == 1 and frame.ndim == 2):
         if frame.size:
             return
         remedy = "The frame has no pixels; check how it was cut or decoded."
-    elif not isinstance(frame, np.ndarray):
-        raise FrameError("a frame as uint8[H, W, 3]", type(frame).__name__, "Pass numpy.asarray(frame).")
-    elif frame.dtype != np.uint8:
-        remedy = "Scale the values to 0..255 and convert: frame.astype(numpy.uint8)."
+    elif channels == 1 and frame.ndim == 3 and frame.shape[2] == 1:
+        remedy = "Drop the last axis: frame[:, :, 0]."
     elif frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
         remedy = "Repeat the grey channel: numpy.repeat(frame.reshape(H, W, 1), 3, axis=2)."
     elif frame.ndim == 3 and frame.shape[2] == 4:
@@ -93,7 +112,7 @@ def check_frame(frame: Any) -> None:
         remedy = "Put the channels last: frame.transpose(1, 2, 0)."
     else:
         remedy = "Pass one RGB frame, channels last."
-    raise FrameError("a frame as uint8[H, W, 3]", f"{frame.dtype.name}{list(frame.shape)}", remedy)
+    raise FrameError(expected, f"{frame.dtype.name}{list(frame.shape)}", remedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,21 +167,25 @@ def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
+def _for_kernels(frame: Frame) -> Frame:
+    """Writable and contiguous, always: each other kind of array would compile the kernels once more."""
+    return np.require(frame, requirements=["C", "W"])
+
+
 class _Resize:
     """Both passes for frames of one size."""
 
-    def __init__(self, rows: _Taps, columns: _Taps) -> None:
-        self._rows, self._columns = rows.span, columns.span
-        self._row_first, self._row_weights = rows.first - self._rows.start, rows.weights
-        self._column_first, self._column_weights = columns.first * 3, columns.weights
-        width = 3 * len(columns.first)
-        self._strip = np.empty((self._rows.stop - self._rows.start, width), np.uint8)
+    def __init__(self, rows: _Taps, columns: _Taps, channels: int) -> None:
+        self._row_first, self._row_weights = rows.first - rows.span.start, rows.weights
+        self._column_first, self._column_weights = columns.first * channels, columns.weights
+        self._resize_columns = resize_columns if channels == 3 else resize_grey_columns
+        width = channels * len(columns.first)
+        self._strip = np.empty((rows.span.stop - rows.span.start, width), np.uint8)
         self._sums = np.empty(width, np.int32)
 
     def __call__(self, frame: Frame, result: Frame) -> None:
-        # Writable and contiguous, always: each other kind of array would compile the kernels once more.
-        source = np.require(frame[self._rows], requirements=["C", "W"])
-        flat = source.reshape(len(source), -1)
-        resize_columns(flat, self._column_first, self._column_weights, self._strip)
+        """frame : the rows that are read, uint8[rows, width, channels]."""
+        flat = _for_kernels(frame).reshape(len(frame), -1)
+        self._resize_columns(flat, self._column_first, self._column_weights, self._strip)
         out = result.reshape(len(result), -1)
         resize_rows(self._strip, self._row_first, self._row_weights, self._sums, out)

@@ -76,7 +76,8 @@ class Stream:
     def __call__(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The network's output for one frame.
 
-        frame : uint8[H, W, 3] RGB, any size; a size other than the last frame's starts afresh.
+        frame : uint8[H, W, 3] RGB, any size; a size other than the last frame's starts afresh. A network with
+            one input channel also takes uint8[H, W], luminance.
         Returns a new float32 array of all output values (for a classifier, one logit a class).
         Raises FrameError for anything else; the next good frame then starts afresh.
         """
