@@ -330,7 +330,7 @@ def _binary_max_pool(builder: Builder, call: Call) -> Value:
 
 
 def _binary_convolution(builder: Builder, call: Call) -> Value:
-    network, value = builder.network, call.value()
+    network, value = builder.network, builder.network.sign(call.value())
     channels = network.shape(value)[2]
     if (found := call.count("channels_in")) != channels:
         raise ConvertError(f"{channels} channels_in in {call.where}", str(found))
@@ -424,13 +424,15 @@ def original(source: Checkpoint, *, mean: object = None, std: object = None) -> 
 class Interpreter:
     """Tensors by index, NCHW; bits are -1.0 and 1.0.
 
-    before : of each tensor of bits or floats, under which name the values stand that its signs are of, and these.
+    before : for each tensor, what its signs are the signs of: the tensor where these values were made, and them.
+    signs : the tensors that are signs, as bits or floats, or zeros around signs.
     """
 
     def __init__(self, graph: Graph, constants: dict[int, Array], x: Tensor) -> None:
         self.graph, self.constants = graph, constants
         self.values = {graph.input: x}
         self.before = {graph.input: (INPUT, x)}
+        self.signs: set[int] = set()
         self.signs_of: dict[str, Tensor] = {}
 
     def run(self, operator: Operator) -> None:
@@ -445,6 +447,11 @@ class Interpreter:
         stride = (int(options.get("stride_h", 1)), int(options.get("stride_w", 1)))
         kernel = (int(options.get("filter_height", 1)), int(options.get("filter_width", 1)))
         same = options.get("padding") == BUILTIN_SAME
+        places = operator.op in ("PAD", "RESHAPE", "LceDequantize", "MAX_POOL_2D") and inputs[0] in self.signs
+        if places or operator.op in ("LceQuantize", "LceBMaxPool2d"):
+            self.signs.add(index)
+        elif operator.op in ("CONV_2D", "FULLY_CONNECTED") and inputs[0] in self.signs:
+            self._read_signs(inputs[0])
         match operator.op:
             case "CONV_2D" | "DEPTHWISE_CONV_2D":
                 weight = self._constant(inputs[1])
@@ -512,6 +519,11 @@ class Interpreter:
         values = self._constant(index).reshape(1, -1)
         return values if x.ndim == 2 else values[:, :, None, None]
 
+    def _read_signs(self, index: int) -> None:
+        """Note what the signs are of that a convolution reads."""
+        name, values = self.before[index]
+        self.signs_of[f"{name}.sign"] = values
+
     @staticmethod
     def _sign(x: Tensor) -> Tensor:
         import torch
@@ -524,9 +536,7 @@ class Interpreter:
         import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
         options, name = operator.options, self.graph.names[operator.outputs[0]]
-        sign_name, values = self.before[operator.inputs[0]]
-        self.signs_of[f"{sign_name}.sign"] = values
-
+        self._read_signs(operator.inputs[0])
         stored = self.constants[operator.inputs[1]]
         if stored.dtype == np.float32:
             weight = self._sign(torch.tensor(stored))
@@ -538,8 +548,6 @@ class Interpreter:
         stride = (int(options["stride_height"]), int(options["stride_width"]))
         dilation = (int(options["dilation_height_factor"]), int(options["dilation_width_factor"]))
         signs = self._sign(x)
-        if values.shape != x.shape and float(x.abs().min()) == 0:
-            signs = x  # zeros were padded around signs
         if options["padding"] == CUSTOM_SAME:
             size = (weight.shape[2], weight.shape[3])
             signs = pad_same(signs, size, stride, dilation, float(options["pad_values"]))
@@ -548,6 +556,7 @@ class Interpreter:
             n = float(weight[0].numel())
             threshold = torch.tensor(self.constants[operator.inputs[4]]).double().clamp(-1, n)[:, None, None]
             mismatches = (n - dot) / 2
+            self.signs.add(operator.outputs[0])
             return torch.where(mismatches > threshold, -1.0, 1.0), (name, (2 * (threshold - mismatches)).float())
         kind = int(options.get("fused_activation_function", 0))
         dot = {0: dot, 1: dot.clamp(min=0), 2: dot.clamp(-1, 1), 3: dot.clamp(0, 6)}[kind]

@@ -128,9 +128,7 @@ class Network:
         return height + top + bottom, width + left + right, channels
 
     def sign(self, value: Value) -> Value:
-        if value.signs:
-            return value
-        # Zeros around it become +1.
+        """Of floats or signs; zeros around either become +1."""
         return replace(value, signs=True, pad_value=1)
 
     def pad(self, value: Value, sides: Sides, name: str) -> Value:
@@ -189,8 +187,7 @@ class Network:
         same: bool = False,
         pad_value: int = 0,
     ) -> Value:
-        """alpha * dot + bias of signs bool[Cout, kH, kW, Cin], SAME padding being `pad_value`."""
-        value = self.sign(value)
+        """alpha * dot + bias of a value of signs with bool[Cout, kH, kW, Cin], SAME padding being `pad_value`."""
         cout, *kernel, cin = signs.shape
         window = self._window(value, name, (kernel[0], kernel[1]), stride, dilation, same)
         if any(value.padding):
