@@ -23,7 +23,8 @@ from PIL import Image
 from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.bits import pack_signs, unpack_signs
 from xnor_rrm.errors import ConvertError, ShapeError
-from xnor_rrm.importers import IMPORTERS
+from xnor_rrm.importers import IMPORTERS, bmxnet, packed_pytorch, xnor_net_pytorch
+from xnor_rrm.importers.checkpoint import Checkpoint
 from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign
 from xnor_rrm.torch_reference import FloatTwin
 
@@ -202,6 +203,12 @@ def test_bmxnet_computes_what_its_graph_says(tmp_path: Path, version: int, words
     for seed in range(3):
         x = np.random.default_rng(seed).integers(0, 256, model.input_shape).astype(np.float32)
         np.testing.assert_array_equal(twin(x), forward(x))
+        logits, kept = bmxnet.original(Checkpoint(tmp_path / "net-0001.params"), size=12)(x)
+        np.testing.assert_allclose(logits, forward(x), rtol=1e-6)
+        assert {name: value.shape for name, value in kept.items()} == {
+            "sign1": (6, 6, 32),
+            "bn2.sign": (6, 6, 64),
+        }
 
 
 def test_bmxnet_labels_come_from_a_synset_of_the_right_length(tmp_path: Path) -> None:
@@ -394,6 +401,13 @@ def tensors(state: State) -> State:
     }
 
 
+def assert_keeps_signs(model: Model, kept: dict[str, Array]) -> None:
+    """An original gives float32 of the right shape for each Sign layer, and nothing else."""
+    shapes = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
+    assert {name: value.shape for name, value in kept.items()} == shapes
+    assert all(value.dtype == np.float32 for value in kept.values())
+
+
 def nin_state(seed: int = 0) -> State:
     rng, cin = np.random.default_rng(seed), 12
 
@@ -507,6 +521,10 @@ def test_nin_computes_what_the_original_does(tmp_path: Path, prefix: str, contai
     np.testing.assert_allclose(
         FloatTwin(convert(path, transposed=True))(image), nin_forward(state, transposed), rtol=1e-3, atol=1e-4
     )
+    for flag, turned in ((False, image), (True, transposed)):
+        logits, kept = xnor_net_pytorch.original(Checkpoint(path), transposed=flag)(image)
+        np.testing.assert_allclose(logits, nin_forward(state, turned), rtol=1e-5, atol=1e-6)
+        assert_keeps_signs(convert(path, transposed=flag), kept)
 
 
 def test_nin_declares_its_pools_padding_and_labels(tmp_path: Path) -> None:
@@ -536,6 +554,9 @@ def test_vgg_computes_what_the_original_does(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         FloatTwin(model)(image), vgg_forward(state, signs, image), rtol=1e-3, atol=1e-4
     )
+    logits, kept = packed_pytorch.original(Checkpoint(tmp_path / "vgg.pth"))(image)
+    np.testing.assert_allclose(logits, vgg_forward(state, signs, image), rtol=1e-5, atol=1e-6)
+    assert_keeps_signs(model, kept)
 
 
 def set_value(name: str, index: tuple[int, ...], value: float) -> Callable[[State], None]:

@@ -6,8 +6,11 @@ An importer module has
     OPTIONS                         its options by name, each with a line of help
     recognise(source) -> bool       by the file's contents, never by its name
     read(source, **options) -> Model
+    original(source, **options) -> Original
 
-and brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
+`read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
+`original` rebuilds the network as the training code has it, in torch's own operations (original.py), and
+shares no code with `read` beyond opening the file: verify.py compares the two.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ..errors import ConvertError
 from ..model import Model
 from . import bmxnet, lce, packed_pytorch, xnor_net_pytorch
 from .checkpoint import Checkpoint, summary
+from .original import Original
 
 
 class Importer(Protocol):
@@ -36,6 +40,9 @@ class Importer(Protocol):
 
     @property
     def read(self) -> Callable[..., Model]: ...
+
+    @property
+    def original(self) -> Callable[..., Original]: ...
 
 
 IMPORTERS: tuple[Importer, ...] = (

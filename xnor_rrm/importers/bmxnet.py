@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,6 +35,10 @@ from ..model import (
 )
 from .checkpoint import Chain, Checkpoint, Tensors, summary
 from .mxnet_file import LIST_MAGIC, Node, find_symbol, read_params, read_symbol
+from .original import Keep, Original, in_float64, in_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TITLE = "BMXNet .params with its symbol JSON beside it"
 OPTIONS = {
@@ -253,3 +258,81 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Callable[[Builder, Node], None]]] = 
     "SoftmaxOutput": ((1, 2), _same_value),
     "elemwise_add": ((2,), _elementwise_add),
 }
+
+
+def original(source: Checkpoint, *, symbol: str | Path | None = None, size: int | None = None) -> Original:
+    """The graph as BMXNet runs it, node by node, the packed weights as floats of -1 and +1."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+
+    path = find_symbol(source.path) if symbol is None else Path(symbol)
+    arrays = read_params(source.path)
+    state = in_float64(arrays)
+
+    def q_weight(node: Node, shape: tuple[int, ...]) -> Tensor:
+        bits = np.unpackbits(arrays[node.inputs[1]].reshape(-1).view(np.uint8), bitorder="little")
+        return torch.from_numpy(2.0 * bits - 1).reshape(node.count("num_filter", 0), *shape)
+
+    def q_convolution(node: Node, x: Tensor) -> Tensor:
+        pad = node.pair("pad", 0)
+        x = F.pad(x, (pad[1], pad[1], pad[0], pad[0]))
+        signs = torch.where(x >= 0, 1.0, -1.0).double()
+        weight = q_weight(node, (x.shape[1], *node.pair("kernel", 0)))
+        dot = F.conv2d(signs, weight, None, node.pair("stride", 1), 0, node.pair("dilate", 1))
+        return (dot + weight[0].numel()) / 2
+
+    def pooling(node: Node, x: Tensor) -> Tensor:
+        maximum = node.text("pool_type", "max") == "max"
+        if node.flag("global_pool", False):
+            return x.amax((2, 3), keepdim=True) if maximum else x.mean((2, 3), keepdim=True)
+        pool = F.max_pool2d if maximum else F.avg_pool2d
+        return pool(x, node.pair("kernel", 0), node.pair("stride", 1), node.pair("pad", 0))
+
+    def batch_norm(node: Node, x: Tensor) -> Tensor:
+        gamma, beta, mean, var = (state[name] for name in node.inputs[1:])
+        weight = None if node.flag("fix_gamma", True) else gamma
+        return F.batch_norm(x, mean, var, weight, beta, eps=node.number("eps", 1e-3))
+
+    def convolution(node: Node, x: Tensor) -> Tensor:
+        weight, *biases = (state[name] for name in node.inputs[1:])
+        bias = biases[0] if biases else None
+        stride, pad, dilate = node.pair("stride", 1), node.pair("pad", 0), node.pair("dilate", 1)
+        return F.conv2d(x, weight, bias, stride, pad, dilate, node.count("num_group", 1))
+
+    def forward(x: Tensor, keep: Keep) -> Tensor:
+        values: dict[str, Tensor] = {"data": x}
+        #: The nodes that only pass a value on, by the node that made it; the makers of signs.
+        made_by: dict[str, str] = {}
+        signs: set[str] = set()
+        for node in read_symbol(path):
+            if node.op == "null":
+                continue
+            first = node.inputs[0]
+            x, maker = values[first], made_by.get(first, first)
+            match node.op:
+                case "QActivation":
+                    values[node.name] = torch.where(keep(node.name, x) >= 0, 1.0, -1.0).double()
+                    signs.add(node.name)
+                case "QConvolution":
+                    if maker not in signs:
+                        keep(f"{INPUT if maker == 'data' else maker}.sign", x)
+                    values[node.name] = q_convolution(node, x)
+                case "Convolution":
+                    values[node.name] = convolution(node, x)
+                case "FullyConnected":
+                    weight, *bias = (state[name] for name in node.inputs[1:])
+                    values[node.name] = F.linear(x.flatten(1), weight, *bias)
+                case "BatchNorm":
+                    values[node.name] = batch_norm(node, x)
+                case "Activation":
+                    values[node.name] = F.relu(x)
+                case "Pooling":
+                    values[node.name] = pooling(node, x)
+                case "elemwise_add":
+                    values[node.name] = x + values[node.inputs[1]]
+                case _:  # Flatten, SoftmaxOutput: the value itself
+                    values[node.name], made_by[node.name] = x, maker
+        *_, output = values.values()
+        return output
+
+    return in_torch(forward)

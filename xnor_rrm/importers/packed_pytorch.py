@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from ..errors import ConvertError
 from ..model import BinaryConv2d, Conv2d, MaxPool, Model, Relu, Sign, Window
 from . import cifar10
 from .checkpoint import Chain, Checkpoint, Tensors, same_size
+from .original import Keep, Original, batch_norm, in_float64, in_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TITLE = "Pytorch-XNOR-Net VGG with packed weights (tensors features.convN.alpha)"
 OPTIONS: dict[str, str] = {}
@@ -96,3 +101,34 @@ def read(source: Checkpoint) -> Model:
 
     info = {"source": source.path.name, "format": TITLE}
     return Model(source.name, cifar10.INPUT_RULE, tuple(layers), cifar10.labels(len(weight)), info)
+
+
+def original(source: Checkpoint) -> Original:
+    """The network as it was trained: +-alpha for weights, and 0 for what is outside the image."""
+    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+
+    arrays = source.state_dict or {}
+    state = in_float64(arrays)
+    numbers = sorted(int(found[1]) for found in map(BINARY_CONV.fullmatch, arrays) if found)
+
+    def weights(name: str, *shape: int) -> Tensor:
+        rows = np.ascontiguousarray(arrays[f"{name}.weight"].astype("<i4")).view(np.uint8)
+        bits = np.unpackbits(rows, axis=1, bitorder="little")[:, : math.prod(shape)]
+        signs = state[f"{name}.bias"].new_tensor(2.0 * bits - 1)
+        return signs.reshape(-1, *shape) * state[f"{name}.alpha"]
+
+    def forward(x: Tensor, keep: Keep) -> Tensor:
+        x = F.conv2d(x, state["features.conv0.weight"], state["features.conv0.bias"], padding=1)
+        x = F.relu(batch_norm(state, "features.bn0", x, 1e-5))
+        for number in numbers:
+            name = f"features.conv{number}"
+            x = keep(f"{name}.sign", batch_norm(state, f"{name}.bn", x, 1e-5)).sign()
+            x = F.conv2d(x, weights(name, x.shape[1], 3, 3), state[f"{name}.bias"], padding=1)
+            x = F.relu(batch_norm(state, f"features.bn{number + 1}", x, 1e-5))
+            pooled = number + 3 not in numbers
+            if pooled and (number != numbers[-1] or x.numel() > classifier.shape[1]):
+                x = F.max_pool2d(x, 2)
+        return F.linear(x.flatten(), classifier, state["classifier.bias"])
+
+    classifier = state["classifier.weight"]
+    return in_torch(forward)

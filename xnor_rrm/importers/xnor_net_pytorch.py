@@ -9,6 +9,8 @@ then the sign.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,10 @@ from ..errors import ConvertError
 from ..model import Array, AvgPool, BinaryConv2d, Conv2d, MaxPool, Model, Relu, Sign, Window
 from . import cifar10
 from .checkpoint import Chain, Checkpoint, Tensors, same_size
+from .original import Keep, Original, batch_norm, in_float64, in_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TITLE = "XNOR-Net-PyTorch NIN (tensors xnor.N...)"
 OPTIONS = {"transposed": "the network was trained on transposed images: swap height and width of its kernels"}
@@ -99,3 +105,31 @@ def binarize(name: str, latent: Array) -> tuple[npt.NDArray[np.bool_], Array]:
             f"weights above or below 0 in {name!r}, less their mean", f"{zeros} zeros, of sign 0"
         )
     return centred > 0, alpha
+
+
+def original(source: Checkpoint, *, transposed: bool = False) -> Original:
+    """The network as it was trained; its input is transposed where its images were."""
+    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+
+    state = in_float64(source.state_dict or {})
+
+    def forward(x: Tensor, keep: Keep) -> Tensor:
+        def block(index: int, x: Tensor, padding: int = 0) -> Tensor:
+            name = f"xnor.{index}"
+            x = batch_norm(state, f"{name}.bn", x, 1e-4)
+            keep(f"{name}.sign", x.transpose(2, 3) if transposed else x)
+            w = state[f"{name}.conv.weight"]
+            w = (w - w.mean(1, keepdim=True)).clamp(-1, 1)
+            w = w.sign() * w.abs().mean((1, 2, 3), keepdim=True)
+            return F.relu(F.conv2d(x.sign(), w, state[f"{name}.conv.bias"], padding=padding))
+
+        x = x.transpose(2, 3) if transposed else x
+        x = F.conv2d(x, state["xnor.0.weight"], state["xnor.0.bias"], padding=2)
+        x = block(4, block(3, F.relu(batch_norm(state, "xnor.1", x, 1e-4))))
+        x = F.max_pool2d(x, 3, 2, 1)
+        x = block(8, block(7, block(6, x, padding=2)))
+        x = F.avg_pool2d(x, 3, 2, 1)
+        x = batch_norm(state, "xnor.12", block(11, block(10, x, padding=1)), 1e-4)
+        return F.avg_pool2d(F.relu(F.conv2d(x, state["xnor.13.weight"], state["xnor.13.bias"])), 8)
+
+    return in_torch(forward)
