@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from ..errors import ConvertError
 from ..model import Model
-from . import bmxnet, lce, packed_pytorch, xnor_net_pytorch
+from . import bmxnet, larq, lce, packed_pytorch, xnor_net_pytorch
 from .checkpoint import Checkpoint, summary
 from .original import Original
 
@@ -50,6 +50,7 @@ IMPORTERS: tuple[Importer, ...] = (
     xnor_net_pytorch,
     packed_pytorch,
     lce,
+    larq,
 )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +20,9 @@ from ..errors import ConvertError
 from ..model import INPUT, MAX_WINDOW_BITS, Array, Model, Shape
 from . import tflite_file
 from .checkpoint import Checkpoint
+from .original import Keep, Original, in_torch
 from .tf_network import Activation, Network, Pair, Value, finish_model, input_rule
-from .tf_torch import Original, average_pool, flatten, max_pool, pad_same, require_torch, to_image
+from .tf_torch import average_pool, flatten, max_pool, pad_same, sign
 from .tflite_file import Graph, Operator
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ class Call:
         """A computed input."""
         tensor = self._operator.inputs[index]
         if tensor not in self._builder.values:
-            raise ConvertError(f"input {index} of {self.where} computed from the input", "a constant, or none")
+            raise ConvertError(
+                f"input {index} of {self.where} computed from the input", "a constant, or none"
+            )
         return self._builder.values[tensor]
 
     def values(self) -> list[Value]:
@@ -159,7 +162,9 @@ class Call:
         return np.broadcast_to(array.reshape(-1), channels).astype(np.float32)
 
     def bias(self, index: int, channels: int) -> Array:
-        return self.array(index, np.float32, channels) if self.given(index) else np.zeros(channels, np.float32)
+        return (
+            self.array(index, np.float32, channels) if self.given(index) else np.zeros(channels, np.float32)
+        )
 
     def count(self, key: str) -> int:
         value = self._options.pop(key, None)
@@ -176,7 +181,9 @@ class Call:
             raise ConvertError(f"{key} {wanted} in {self.where}", str(found))
 
     def same(self, *, custom: bool = False) -> bool:
-        known = {CUSTOM_SAME: True, CUSTOM_VALID: False} if custom else {BUILTIN_SAME: True, BUILTIN_VALID: False}
+        known = (
+            {CUSTOM_SAME: True, CUSTOM_VALID: False} if custom else {BUILTIN_SAME: True, BUILTIN_VALID: False}
+        )
         value = self._options.pop("padding", None)
         if value not in known:
             raise ConvertError(f"padding SAME or VALID in {self.where}", str(value))
@@ -185,7 +192,9 @@ class Call:
     def activation(self, key: str = "activation") -> Activation:
         value = self._options.pop(key, 0)
         if value not in ACTIVATIONS:
-            raise ConvertError(f"an activation of none, RELU, RELU_N1_TO_1 or RELU6 in {self.where}", str(value))
+            raise ConvertError(
+                f"an activation of none, RELU, RELU_N1_TO_1 or RELU6 in {self.where}", str(value)
+            )
         return ACTIVATIONS[value]
 
     def finish(self) -> None:
@@ -206,7 +215,9 @@ def _convolution(builder: Builder, call: Call) -> Value:
     channels, groups = builder.network.shape(value)[2], 1
     if call.op == "DEPTHWISE_CONV_2D":
         if weight.shape[0] != 1 or weight.shape[3] != channels * call.count("depth_multiplier"):
-            raise ConvertError(f"weights [1, any, any, {channels} * multiplier] in {call.where}", f"{weight.shape}")
+            raise ConvertError(
+                f"weights [1, any, any, {channels} * multiplier] in {call.where}", f"{weight.shape}"
+            )
         weight, groups = weight.transpose(3, 1, 2, 0), channels
     elif channels != weight.shape[3]:
         groups = channels // weight.shape[3]
@@ -366,10 +377,7 @@ def _binary_convolution(builder: Builder, call: Call) -> Value:
 def _weight_signs(call: Call, channels: int) -> Array:
     """bool[Cout, kH, kW, channels] of packed words, or of the floats that early versions kept."""
     if call.is_float(1):
-        weight = call.array(1, np.float32, None, None, None, channels)
-        if not weight.all():
-            raise ConvertError(f"weights above or below 0 in {call.where}", f"{(weight == 0).sum()} zeros")
-        return weight > 0
+        return call.array(1, np.float32, None, None, None, channels) >= 0
     words = call.array(1, np.int32, None, None, None, -(-channels // WORD)).view(np.uint32)
     spare = -channels % WORD
     if spare and (words[..., -1] >> np.uint32(WORD - spare)).any():
@@ -403,22 +411,19 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Callable[[Builder, Call], Value]]] =
 
 
 def original(source: Checkpoint, *, mean: object = None, std: object = None) -> Original:
-    """The network as TensorFlow Lite runs it, in PyTorch; see the package's description."""
-    require_torch()
+    """The network as TensorFlow Lite and the kernels of Larq Compute Engine run it."""
     graph = tflite_file.read(source.path)
-    constants = {tensor.index: graph.constant(tensor.index) for tensor in graph.tensors if tensor.data is not None}
+    constants = {
+        tensor.index: graph.constant(tensor.index) for tensor in graph.tensors if tensor.data is not None
+    }
 
-    def run(x: Array) -> tuple[Array, dict[str, Array]]:
-        import torch
+    def forward(x: Tensor, keep: Keep) -> Tensor:
+        interpreter = Interpreter(graph, constants, x, keep)
+        for operator in graph.operators:
+            interpreter.run(operator)
+        return flatten(interpreter.values[graph.output])
 
-        with torch.inference_mode():
-            interpreter = Interpreter(graph, constants, torch.tensor(x).permute(2, 0, 1)[None])
-            for operator in graph.operators:
-                interpreter.run(operator)
-            logits = flatten(interpreter.values[graph.output])[0].numpy()
-            return logits, {name: to_image(value) for name, value in interpreter.signs_of.items()}
-
-    return run
+    return in_torch(forward)
 
 
 class Interpreter:
@@ -428,12 +433,11 @@ class Interpreter:
     signs : the tensors that are signs, as bits or floats, or zeros around signs.
     """
 
-    def __init__(self, graph: Graph, constants: dict[int, Array], x: Tensor) -> None:
-        self.graph, self.constants = graph, constants
+    def __init__(self, graph: Graph, constants: dict[int, Array], x: Tensor, keep: Keep) -> None:
+        self.graph, self.constants, self.keep = graph, constants, keep
         self.values = {graph.input: x}
         self.before = {graph.input: (INPUT, x)}
         self.signs: set[int] = set()
-        self.signs_of: dict[str, Tensor] = {}
 
     def run(self, operator: Operator) -> None:
         import torch
@@ -455,10 +459,12 @@ class Interpreter:
         match operator.op:
             case "CONV_2D" | "DEPTHWISE_CONV_2D":
                 weight = self._constant(inputs[1])
-                weight = weight.permute(3, 0, 1, 2) if operator.op != "CONV_2D" else weight.permute(0, 3, 1, 2)
+                weight = (
+                    weight.permute(3, 0, 1, 2) if operator.op != "CONV_2D" else weight.permute(0, 3, 1, 2)
+                )
                 dilation = (int(options["dilation_h_factor"]), int(options["dilation_w_factor"]))
                 size = (weight.shape[2], weight.shape[3])
-                image = pad_same(x, size, stride, dilation, 0.0) if same else x
+                image = pad_same(x, size, stride, dilation) if same else x
                 bias = self._constant(inputs[2]) if len(inputs) > 2 and inputs[2] >= 0 else None
                 y = F.conv2d(image, weight, bias, stride, 0, dilation, x.shape[1] // weight.shape[1])
             case "FULLY_CONNECTED":
@@ -469,7 +475,7 @@ class Interpreter:
             case "LceBMaxPool2d":
                 stride = (int(options["stride_height"]), int(options["stride_width"]))
                 same = options["padding"] == CUSTOM_SAME
-                y = max_pool(self._sign(x), kernel, stride, same)
+                y = max_pool(sign(x), kernel, stride, same)
                 before = name, max_pool(self.before[inputs[0]][1], kernel, stride, same)
             case "MAX_POOL_2D":
                 y = max_pool(x, kernel, stride, same)
@@ -496,7 +502,7 @@ class Interpreter:
                 (top, bottom), (left, right) = self.constants[inputs[1]][1:3].tolist()
                 y, before = F.pad(x, (left, right, top, bottom)), self.before[inputs[0]]
             case "LceQuantize":
-                y, before = self._sign(x), self.before[inputs[0]]
+                y, before = sign(x), self.before[inputs[0]]
             case "LceDequantize" | "SOFTMAX":
                 y, before = x, self.before[inputs[0]]
             case "RESHAPE":
@@ -512,7 +518,7 @@ class Interpreter:
     def _constant(self, index: int) -> Tensor:
         import torch
 
-        return torch.tensor(self.constants[index])
+        return torch.tensor(self.constants[index], dtype=torch.float64)
 
     def _channels(self, index: int, x: Tensor) -> Tensor:
         """A constant for each channel, or for all, that goes with x."""
@@ -522,13 +528,7 @@ class Interpreter:
     def _read_signs(self, index: int) -> None:
         """Note what the signs are of that a convolution reads."""
         name, values = self.before[index]
-        self.signs_of[f"{name}.sign"] = values
-
-    @staticmethod
-    def _sign(x: Tensor) -> Tensor:
-        import torch
-
-        return torch.where(x < 0, -1.0, 1.0)
+        self.keep(f"{name}.sign", values)
 
     def _binary_convolution(self, operator: Operator, x: Tensor) -> tuple[Tensor, tuple[str, Tensor] | None]:
         """The output; and where it is bits, what these are the signs of."""
@@ -539,25 +539,26 @@ class Interpreter:
         self._read_signs(operator.inputs[0])
         stored = self.constants[operator.inputs[1]]
         if stored.dtype == np.float32:
-            weight = self._sign(torch.tensor(stored))
+            weight = sign(torch.tensor(stored))
         else:
             shape = (*stored.shape[:3], 4 * stored.shape[3])
-            bits = np.unpackbits(stored.view(np.uint8).reshape(shape), axis=3, bitorder="little")
-            weight = 1 - 2 * torch.tensor(bits[..., : x.shape[1]].astype(np.float32))
-        weight = weight.permute(0, 3, 1, 2)
+            stored_bits = np.unpackbits(stored.view(np.uint8).reshape(shape), axis=3, bitorder="little")
+            weight = 1 - 2.0 * torch.tensor(stored_bits[..., : x.shape[1]])
+        weight = weight.double().permute(0, 3, 1, 2)
         stride = (int(options["stride_height"]), int(options["stride_width"]))
         dilation = (int(options["dilation_height_factor"]), int(options["dilation_width_factor"]))
-        signs = self._sign(x)
+        x = sign(x)
         if options["padding"] == CUSTOM_SAME:
             size = (weight.shape[2], weight.shape[3])
-            signs = pad_same(signs, size, stride, dilation, float(options["pad_values"]))
-        dot = F.conv2d(signs, weight, None, stride, 0, dilation)
+            x = pad_same(x, size, stride, dilation, value=float(options["pad_values"]))
+        dot = F.conv2d(x, weight, None, stride, 0, dilation)
         if self.graph.tensors[operator.outputs[0]].kind == INT32:
             n = float(weight[0].numel())
-            threshold = torch.tensor(self.constants[operator.inputs[4]]).double().clamp(-1, n)[:, None, None]
             mismatches = (n - dot) / 2
+            threshold = self._constant(operator.inputs[4])[:, None, None]
             self.signs.add(operator.outputs[0])
-            return torch.where(mismatches > threshold, -1.0, 1.0), (name, (2 * (threshold - mismatches)).float())
+            bits = torch.where(mismatches > threshold, -torch.ones_like(dot), torch.ones_like(dot))
+            return bits, (name, 2 * (threshold.clamp(-1, n) - mismatches))
         kind = int(options.get("fused_activation_function", 0))
         dot = {0: dot, 1: dot.clamp(min=0), 2: dot.clamp(-1, 1), 3: dot.clamp(0, 6)}[kind]
         multiplier, bias = (self._constant(index)[:, None, None] for index in operator.inputs[2:4])

@@ -78,9 +78,7 @@ def input_rule(shape: Shape, mean: object = None, std: object = None) -> InputRu
     )
 
 
-def _per_channel(
-    name: str, given: object, usual: tuple[float, ...], channels: int
-) -> tuple[float, ...]:
+def _per_channel(name: str, given: object, usual: tuple[float, ...], channels: int) -> tuple[float, ...]:
     values: object = usual[:channels] if given is None else given
     if isinstance(values, int | float):
         values = (values,) * channels
@@ -203,6 +201,10 @@ class Network:
         """weight : float32[Cout, Cin], over the whole of a flat value, else over channels."""
         return replace(self.conv(name, value, self.kernel(name, value, weight), bias), flat=value.flat)
 
+    def binary_dense(self, name: str, value: Value, signs: Array, alpha: Array, bias: Array) -> Value:
+        """alpha * dot + bias of a value of signs with bool[Cout, kH, kW, Cin] as `kernel` makes it."""
+        return replace(self.binary_conv(name, value, signs, alpha, bias), flat=value.flat)
+
     def kernel(self, name: str, value: Value, matrix: Array) -> Array:
         """A matrix [Cout, inputs] as a kernel [Cout, kH, kW, Cin] of one window over the value."""
         height, width, channels = self.shape(value) if value.flat else (1, 1, self.shape(value)[2])
@@ -210,9 +212,7 @@ class Network:
             raise ConvertError(f"{height * width * channels} inputs of {name}", f"{matrix.shape[1]}")
         return matrix.reshape(-1, height, width, channels)
 
-    def max_pool(
-        self, name: str, value: Value, kernel: Pair, stride: Pair, *, same: bool
-    ) -> Value:
+    def max_pool(self, name: str, value: Value, kernel: Pair, stride: Pair, *, same: bool) -> Value:
         if any(value.padding) and (value.signs or not self._at_least_zero(value.layer)):
             raise ConvertError(f"no zero padding before the maximum {name}", f"{value.padding}")
         window = self._window(value, name, kernel, stride, (1, 1), same)
@@ -220,7 +220,13 @@ class Network:
         return replace(pooled, signs=value.signs)
 
     def average_pool(
-        self, name: str, value: Value, kernel: Pair | None = None, stride: Pair = (1, 1), *, same: bool = False
+        self,
+        name: str,
+        value: Value,
+        kernel: Pair | None = None,
+        stride: Pair = (1, 1),
+        *,
+        same: bool = False,
     ) -> Value:
         """kernel : None for the whole image. SAME padding is not counted, padding of the value is."""
         source = self._plain(value, name, padded=True)
@@ -237,16 +243,21 @@ class Network:
             raise ConvertError(f"{channels} channels of {name}", f"{len(scale)}")
         return replace(self._add(Affine(name, (source,), scale, shift)), flat=value.flat)
 
+    def batch_norm(
+        self, name: str, value: Value, *, gamma: Array, beta: Array, mean: Array, var: Array, eps: float
+    ) -> Value:
+        layer = Affine.from_batch_norm(name, "", gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
+        return self.affine(name, value, layer.scale, layer.shift)
+
     def activation(self, name: str, value: Value, kind: Activation) -> Value:
         if kind is None:
             return value
-        inputs = (self._plain(value, name),)
         if kind == "relu":
-            layer: Layer = Relu(name, inputs)
-        else:
-            low, high = {"relu6": (0.0, 6.0), "relu_n1_to_1": (-1.0, 1.0)}[kind]
-            layer = Clip(name, inputs, low, high)
-        return replace(self._add(layer), flat=value.flat)
+            return replace(self._add(Relu(name, (self._plain(value, name),))), flat=value.flat)
+        return self.clip(name, value, *{"relu6": (0.0, 6.0), "relu_n1_to_1": (-1.0, 1.0)}[kind])
+
+    def clip(self, name: str, value: Value, low: float, high: float) -> Value:
+        return replace(self._add(Clip(name, (self._plain(value, name),), low, high)), flat=value.flat)
 
     def prelu(self, name: str, value: Value, slope: Array) -> Value:
         return replace(self._add(PRelu(name, (self._plain(value, name),), slope)), flat=value.flat)
@@ -276,7 +287,9 @@ class Network:
     def _plain(self, value: Value, name: str, *, padded: bool = False) -> str:
         """The layer of a value that is a float output as it is."""
         if value.signs:
-            raise ConvertError(f"signs read by binary convolutions and maxima only, in {name}", "another reader")
+            raise ConvertError(
+                f"signs read by binary convolutions and maxima only, in {name}", "another reader"
+            )
         if any(value.padding) and not padded:
             raise ConvertError(f"padding followed by a convolution or pool, in {name}", f"{value.padding}")
         return value.layer
@@ -317,7 +330,13 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> Pair:
 
 
 def finish_model(
-    name: str, source: str, title: str, network: Network, output: Value, rule: InputRule, labels: tuple[str, ...] = ()
+    name: str,
+    source: str,
+    title: str,
+    network: Network,
+    output: Value,
+    rule: InputRule,
+    labels: tuple[str, ...] = (),
 ) -> Model:
     layers = network.finish(output)
     classes = math.prod(network.shapes[layers[-1].name])

@@ -39,14 +39,24 @@ CUT = "The file is cut or damaged."
 #: Of BuiltinOperator, what is read: its name, and its options by name, each with its slot, kind and default.
 Options = dict[str, tuple[int, str, float]]
 _CONV: Options = {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0)}
-_POOL: Options = {**_CONV, "filter_width": (3, "i", 0), "filter_height": (4, "i", 0), "activation": (5, "b", 0)}
+_POOL: Options = {
+    **_CONV,
+    "filter_width": (3, "i", 0),
+    "filter_height": (4, "i", 0),
+    "activation": (5, "b", 0),
+}
 BUILTIN: dict[int, tuple[str, Options]] = {
     0: ("ADD", {"activation": (0, "b", 0), "pot_scale_int16": (1, "b", 1)}),
     1: ("AVERAGE_POOL_2D", _POOL),
     2: ("CONCATENATION", {"axis": (0, "i", 0), "activation": (1, "b", 0)}),
     3: (
         "CONV_2D",
-        {**_CONV, "activation": (3, "b", 0), "dilation_w_factor": (4, "i", 1), "dilation_h_factor": (5, "i", 1)},
+        {
+            **_CONV,
+            "activation": (3, "b", 0),
+            "dilation_w_factor": (4, "i", 1),
+            "dilation_h_factor": (5, "i", 1),
+        },
     ),
     4: (
         "DEPTHWISE_CONV_2D",
