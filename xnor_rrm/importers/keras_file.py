@@ -3,9 +3,9 @@
     .h5      attribute model_config: JSON; /model_weights/LAYER/(paths in the attribute weight_names)
     .keras   a zip, stored: config.json; model.weights.h5: /layers/CLASS_N/vars/I
 
-The archive names a layer's weights by its class and its number among the layers of that class, and a weight by its
-number in the layer. Of HDF5 only plain datasets are read, by hard links: nothing that leads to another file, is
-compressed or is not there.
+The archive names a layer's weights by its class and its number among the layers of that class, and a weight
+by its number in the layer. Of HDF5 only plain datasets are read, by hard links: nothing that leads to another
+file, is compressed or is not there.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ MAX_SIDE = 8192
 
 #: What training alone needs.
 SILENT = re.compile(
-    r"name|trainable|dtype|autocast|seed|rate|noise_shape|stddev|momentum|metrics|sparse|ragged|optional|batch_size"
-    r"|\w+_(initializer|regularizer|constraint)"
+    r"name|trainable|dtype|autocast|seed|rate|noise_shape|stddev|momentum|metrics"
+    r"|batch_size|batch_shape|batch_input_shape|\w+_(initializer|regularizer|constraint)"
 )
 
 
@@ -86,7 +86,7 @@ class Layer:
         return self._left.pop(key, default)
 
     def require(self, key: str, *values: Any) -> None:
-        """Raises ConvertError where an option has any but the supported values, of which the first is usual."""
+        """Raises ConvertError where an option has any but the supported values; the first is the default."""
         if (found := self.take(key, values[0])) not in values:
             raise ConvertError(f"{key} {values[0]} in {self.where}", repr(found))
 
@@ -124,7 +124,7 @@ class Layer:
         return value == "same"
 
     def function(self, key: str) -> str | None:
-        """The name of a function or object: 'relu', {'class_name': 'function', 'config': 'relu'}, an object's class."""
+        """The name of a function, or the class of an object, stored as text or as class_name and config."""
         value = self.take(key)
         if isinstance(value, dict):
             kind = plain_name(value.get("class_name"))
@@ -134,7 +134,7 @@ class Layer:
         return value
 
     def finish(self) -> None:
-        """Raises ConvertError for weights and options not taken, but those of training, and those turned off."""
+        """Raises ConvertError for weights and options not taken, but options of training or turned off."""
         if self.arrays:
             raise ConvertError(
                 f"only weights this importer knows in {self.where}", summary(sorted(self.arrays))
@@ -199,9 +199,17 @@ def _damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        zipfile.BadZipFile, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
-        MemoryError, ArithmeticError,
-    ) as error:  # fmt: skip
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        RuntimeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        ArithmeticError,
+    ) as error:
         raise ConvertError("a whole Keras model", f"{path.name}, which is cut or damaged") from error
 
 
@@ -237,12 +245,10 @@ def _sequential(content: Any, root: Mapping[str, Any]) -> Network:
     for number, entry in enumerate(entries):
         kind, config = plain_name(entry["class_name"]), entry["config"]
         name = str(entry.get("name") or config.get("name") or f"{kind}_{number}")
-        if kind == "InputLayer":
-            if number:
-                raise ConvertError("an input layer before all others", name)
-            last = name
-            continue
-        layers.append(Layer(kind, name, (last,), config))
+        if name == last or any(layer.name == name for layer in layers) or (kind == "InputLayer" and number):
+            raise ConvertError("an input and then layers, by different names", f"{kind} {name}")
+        if kind != "InputLayer":
+            layers.append(Layer(kind, name, (last,), config))
         last = name
     return Network(tuple(layers), layers[0].inputs[0], last, _shape(shape))
 

@@ -1,12 +1,13 @@
 """Larq: Keras models with its quantized layers.
 
-ste_sign, approx_sign and swish_sign are the same at inference, +1 for x >= 0, for activations and weights, so a
-weight of 0 is +1; magnitude_aware_sign is alpha * sign, alpha = mean |w| of each filter. Clipping of the latent weights
-is of training. QuantConv2D pads after the sign, with pad_values. Layers that quantize their weights but read no
-signs are float ones. Flattening is in the order height, width, channel. A final softmax is dropped.
+ste_sign, approx_sign and swish_sign are the same at inference, +1 for x >= 0, for activations and weights,
+so a weight of 0 is +1; magnitude_aware_sign is alpha * sign, alpha = mean |w| of each filter. Clipping of the
+latent weights is of training. QuantConv2D pads after the sign, with pad_values. Layers that quantize their
+weights but read no signs are float ones. Flattening is in the order height, width, channel. A final softmax
+is dropped.
 
-The file does not say what the input is scaled by. Inputs of at most 64 pixels are taken to be x / 127.5 - 1, as in
-Larq's examples, larger ones to be normalised as Larq Zoo does; the options mean and std say otherwise.
+The file does not say how the input is scaled. Inputs of at most 64 pixels are taken to be x / 127.5 - 1, as
+in Larq's examples, larger ones to be normalised as Larq Zoo does; the options mean and std say otherwise.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def recognise(source: Checkpoint) -> bool:
 def read(source: Checkpoint, *, size: int | None = None, mean: object = None, std: object = None) -> Model:
     """The model; its output are the logits before a final softmax.
 
-    mean, std : one number or one a channel. Raises ConvertError for a damaged file, a layer, quantizer or option that
-    is not known, and weights that are missing, misshapen or left over.
+    mean, std : one number or one a channel. Raises ConvertError for a damaged file, a layer, quantizer or
+    option that is not known, and weights that are missing, misshapen or left over.
     """
     network = keras_file.read(source.path, source.head)
     shape = _input_shape(network, size)
@@ -152,7 +153,8 @@ def _alpha(quantizer: str, weight: Array) -> Array:
     if quantizer == "ste_sign":
         return np.ones(len(weight), np.float32)
     axes = tuple(range(1, weight.ndim))
-    return np.abs(weight).mean(axes, dtype=np.float64).astype(np.float32)
+    alpha: Array = np.abs(weight).mean(axes, dtype=np.float64).astype(np.float32)
+    return alpha
 
 
 def _bias(layer: Layer, size: int) -> Array:

@@ -1,10 +1,11 @@
 """Larq Compute Engine: TensorFlow Lite files with its binary operators.
 
-LceQuantize takes signs, bit 1 being -1, >= 0 being +1; LceBconv2d quantizes float inputs itself. Its weights are
-packed along the input channels, bit j of word i being channel 32 i + j. SAME padding is +1 where pad_values is
-1, else 0. Its output is dot, clamped by the fused activation, times a multiplier plus a bias; or, where it is
-bits again, 1 for more than `threshold` mismatches. LceBMaxPool2d is the maximum of signs, LceDequantize signs as
-floats, which other than binary operators may not read. The final softmax is dropped.
+LceQuantize takes signs, >= 0 being +1, stored as bits of which 1 is -1; LceBconv2d quantizes float inputs
+itself. Its weights are packed along the input channels, bit j of word i being channel 32 i + j. SAME padding
+is +1 where pad_values is 1, else 0. Its output is dot, clamped by the fused activation, times a multiplier
+plus a bias; or, where it is bits again, -1 for more than `threshold` mismatches. LceBMaxPool2d is the maximum
+of signs, LceDequantize signs as floats: only matrices whose rows differ in sign alone may read them. A final
+softmax is dropped. How the input is scaled is not in the file, see tf_network.input_rule.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def recognise(source: Checkpoint) -> bool:
 def read(source: Checkpoint, *, mean: object = None, std: object = None) -> Model:
     """The model; its output are the logits before the final softmax.
 
-    mean, std : one number or one a channel. Raises ConvertError for a damaged file, an operator or option that is
-    not known, types other than float32 and bits, and shapes that do not fit.
+    mean, std : one number or one a channel. Raises ConvertError for a damaged file, an operator or option
+    that is not known, types other than float32 and bits, and shapes that do not fit.
     """
     graph = tflite_file.read(source.path)
     shape = _input_shape(graph)
@@ -429,7 +430,7 @@ def original(source: Checkpoint, *, mean: object = None, std: object = None) -> 
 class Interpreter:
     """Tensors by index, NCHW; bits are -1.0 and 1.0.
 
-    before : for each tensor, what its signs are the signs of: the tensor where these values were made, and them.
+    before : for each tensor, what its signs are the signs of: the tensor that made these values, and them.
     signs : the tensors that are signs, as bits or floats, or zeros around signs.
     """
 
@@ -470,6 +471,7 @@ class Interpreter:
             case "FULLY_CONNECTED":
                 bias = self._constant(inputs[2]) if len(inputs) > 2 and inputs[2] >= 0 else None
                 y = F.linear(flatten(x), self._constant(inputs[1]), bias)
+                y = y[:, :, None, None] if len(self.graph.tensors[index].shape) == 4 else y
             case "LceBconv2d":
                 y, before = self._binary_convolution(operator, x)
             case "LceBMaxPool2d":
@@ -479,11 +481,12 @@ class Interpreter:
                 before = name, max_pool(self.before[inputs[0]][1], kernel, stride, same)
             case "MAX_POOL_2D":
                 y = max_pool(x, kernel, stride, same)
-                before = name, max_pool(self.before[inputs[0]][1], kernel, stride, same)
+                if places:
+                    before = name, max_pool(self.before[inputs[0]][1], kernel, stride, same)
             case "AVERAGE_POOL_2D":
                 y = average_pool(x, kernel, stride, same)
             case "MEAN":
-                y = x.mean((2, 3), keepdim=True)
+                y = x.mean((2, 3), keepdim=bool(options["keep_dims"]))
             case "ADD" | "MUL":
                 other = self.values[inputs[1]] if inputs[1] in self.values else self._channels(inputs[1], x)
                 x = x if inputs[0] in self.values else self._channels(inputs[0], other)

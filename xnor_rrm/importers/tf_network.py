@@ -1,8 +1,8 @@
-"""What TensorFlow's formats have in common: NHWC tensors, SAME padding, signs and padding as values of their own.
+"""What TensorFlow's formats have in common: SAME padding, and signs and padding as values of their own.
 
 In these graphs a sign, a zero padding or a flattening is an operator whose result any other may read; in a
-`Model` a sign feeds binary convolutions only, and padding belongs to a window. So a `Value` says what a tensor
-is without making a layer, and the layer that reads it takes it up:
+`Model` a sign feeds binary convolutions only, and padding belongs to a window. So a `Value` says what a
+tensor is without making a layer, and the layer that reads it takes it up:
 
 - a maximum of signs is the sign of a maximum, so a pool moves before the sign;
 - zeros padded before a sign are +1 behind it;
@@ -62,7 +62,8 @@ IMAGENET_MARGIN = 32
 def input_rule(shape: Shape, mean: object = None, std: object = None) -> InputRule:
     """The rule for an input of this (H, W, C), which no file stores.
 
-    mean, std : in place of the usual ones, in units of 0..255, one number or one a channel. Raises ConvertError.
+    mean, std : in place of the usual ones, in units of 0..255, one number or one a channel.
+    Raises ConvertError.
     """
     height, width, channels = shape
     if channels not in (1, 3) or not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
@@ -167,8 +168,9 @@ class Network:
                 raise ConvertError(
                     f"weights of one magnitude a filter in {name}, which reads signs", "float weights"
                 )
-            geometry = {"stride": stride, "dilation": dilation}
-            return self.binary_conv(name, value, weight > 0, alpha, bias, same=same, **geometry)
+            return self.binary_conv(
+                name, value, weight > 0, alpha, bias, stride=stride, dilation=dilation, same=same
+            )
         window = self._window(value, name, (weight.shape[1], weight.shape[2]), stride, dilation, same)
         return self._add(Conv2d(name, (value.layer,), weight, bias, window, groups))
 
@@ -185,8 +187,11 @@ class Network:
         same: bool = False,
         pad_value: int = 0,
     ) -> Value:
-        """alpha * dot + bias of a value of signs with bool[Cout, kH, kW, Cin], SAME padding being `pad_value`."""
-        cout, *kernel, cin = signs.shape
+        """alpha * dot + bias of a value of signs with bool[Cout, kH, kW, Cin].
+
+        pad_value : what SAME padding is.
+        """
+        _, *kernel, cin = signs.shape
         window = self._window(value, name, (kernel[0], kernel[1]), stride, dilation, same)
         if any(value.padding):
             if same and pad_value != value.pad_value and window.padding != value.padding:

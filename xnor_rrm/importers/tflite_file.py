@@ -1,7 +1,7 @@
 """TensorFlow Lite's flatbuffers. Nothing in a file is trusted: each read is checked against the file's size.
 
-A table is read by the slots of its schema (tensorflow/lite/schema/schema.fbs); offsets are never followed deeper
-than the schema is, so no file can make a loop, and no array is copied before it is used.
+A table is read by the slots of its schema (tensorflow/lite/schema/schema.fbs). Offsets are never followed
+deeper than the schema is, so no file can make a loop, and no array is copied before it is used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_RANK = 8
 MAX_NAME = 1 << 12
 MAX_OPTION_BYTES = 1 << 12
 MAX_OPTIONS = 32
-#: How often the lists of a file, and its constants, are read: one may serve several tables, but not without end.
+#: How often a file's lists and constants are read: one may serve several tables, but not without end.
 MAX_REREAD = 4
 
 CUT = "The file is cut or damaged."
@@ -144,7 +144,7 @@ class Graph:
 
 
 def read(path: Path) -> Graph:
-    """The only graph of a file. Raises ConvertError for a damaged one, and without the package flatbuffers."""
+    """The only graph of a file. Raises ConvertError for a damaged one, and where flatbuffers is missing."""
     size = path.stat().st_size
     if size > MAX_FILE:
         raise ConvertError(f"a file of at most {MAX_FILE} bytes", f"{size}")
