@@ -87,6 +87,8 @@ def test_inspect_lists_every_layer_and_totals(model, model_file):
     rows = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
     binary = next(row for row in rows if row["kind"] == "BinaryConv2d")
     assert (binary["bits"], binary["type"]) == ("1", "binary")
+    assert {"Conv2d in 18 groups", "Upsample by 2", "Concat", "PRelu"} <= {row["kind"] for row in rows}
+    assert any(row["kind"].startswith("Clip to ") for row in rows)
     totals = facts("\n".join(lines))
     assert int(totals["bytes"]) == sum(int(row["bytes"]) for row in rows)
     assert float(totals["compression"]) == pytest.approx(

@@ -24,8 +24,8 @@ from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.bits import pack_signs, unpack_signs
 from xnor_rrm.errors import ConvertError, ShapeError
 from xnor_rrm.importers import IMPORTERS, bmxnet, packed_pytorch, xnor_net_pytorch
-from xnor_rrm.importers.checkpoint import Checkpoint
-from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign
+from xnor_rrm.importers.checkpoint import Checkpoint, Tensors
+from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign, Window
 from xnor_rrm.torch_reference import FloatTwin
 
 torch = pytest.importorskip("torch")
@@ -649,6 +649,40 @@ def test_vgg_names_what_it_cannot_bring_over(
         convert(tmp_path / "vgg.pth")
 
 
+def test_unused_tensors_may_be_accepted_and_are_noted(tmp_path: Path) -> None:
+    state = nin_state() | {"xnor.99.weight": torch.zeros(2), "epoch": torch.zeros(1)}
+    torch.save(state, tmp_path / "nin.pth")
+    with pytest.raises(ConvertError, match=r"got 2 more: epoch, xnor\.99\.weight"):
+        convert(tmp_path / "nin.pth")
+    assert convert(tmp_path / "nin.pth", accept_unused=True).info["unused"] == "2 more: epoch, xnor.99.weight"
+    torch.save(nin_state(), tmp_path / "nin.pth")
+    assert "unused" not in convert(tmp_path / "nin.pth", accept_unused=True).info
+
+
+def test_weights_not_quite_binary_may_be_accepted_and_are_noted(tmp_path: Path) -> None:
+    path = write_nin(tmp_path)[0]
+    exact = np.where(np.random.default_rng(0).random((4, 5)) < 0.5, np.float32(-1), np.float32(1))
+    rounded, zero = exact.copy(), exact.copy()
+    rounded[1, 2], rounded[3, 3], zero[0, 1] = -0.75, 1.125, 0
+    arrays = {"exact": exact, "rounded": rounded, "zero": zero, "again": rounded}
+    strict = Tensors(arrays, Checkpoint(path))
+    np.testing.assert_array_equal(strict.take_signs("exact", 4, 5), exact > 0)
+    with pytest.raises(
+        ConvertError, match=r"of exactly -1 and \+1, got 10.00% others in 'rounded', off by at mo"
+    ):
+        strict.take_signs("rounded", None, 5)
+    source = Checkpoint(path, accept_rounded=True)
+    lenient = Tensors(arrays, source)
+    np.testing.assert_array_equal(lenient.take_signs("rounded", None, 5), rounded > 0)
+    lenient.take_signs("again", 4, 5)
+    told = "10.00% others in {!r}, off by at most 0.25"
+    assert source.notes["rounded"] == f"{told.format('rounded')}; {told.format('again')}"
+    with pytest.raises(
+        ConvertError, match=r"5\.00% others in 'zero', off by at most 1\. 1 are 0, of no sign"
+    ):
+        lenient.take_signs("zero", 4, 5)
+
+
 # Any file
 
 
@@ -776,11 +810,14 @@ def test_without_torch_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def one_layer(rng: np.random.Generator, kind: str) -> Model:
-    net = Builder(rng, int(rng.integers(4, 10)), int(rng.integers(4, 10)))
+    net = Builder(rng, int(rng.integers(4, 10)), int(rng.integers(4, 10)), channels=int(rng.choice([1, 3])))
     window = net.window(INPUT)
     match kind:
         case "conv":
-            net.conv(INPUT, 6, window, groups=int(rng.choice([1, 3])))
+            channels = net.shapes[INPUT][2]
+            net.conv(INPUT, 6, window, groups=int(rng.choice([1, channels])))
+        case "depthwise":
+            net.conv(net.conv(INPUT, 7, Window((1, 1))), 7, window, groups=7)
         case "binary":
             net.binary(INPUT, 5, window, pad_value=int(rng.integers(-1, 2)))
         case "max_pool":
@@ -792,11 +829,32 @@ def one_layer(rng: np.random.Generator, kind: str) -> Model:
         case "residual":
             stem = net.conv(INPUT, 4, window)
             net.relu(net.plus(net.affine(stem), stem))
+        case "activations":
+            net.clip(net.prelu(net.prelu(net.conv(INPUT, 4, window))))
+        case "concat":
+            stem = net.conv(INPUT, 4, window)
+            net.concat(stem, net.relu(stem), stem)
+        case "upsample":
+            net.upsample(INPUT, int(rng.integers(1, 4)))
     return net.model()
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("kind", ["conv", "binary", "max_pool", "avg_pool", "folded", "residual"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "conv",
+        "depthwise",
+        "binary",
+        "max_pool",
+        "avg_pool",
+        "folded",
+        "residual",
+        "activations",
+        "concat",
+        "upsample",
+    ],
+)
 def test_float_twin_computes_each_layer(kind: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     for seed in range(40):

@@ -16,7 +16,23 @@ from xnor_rrm.kernels import bitpack, rows, window, xnor
 from xnor_rrm.kernels.layer import VARIANTS, BinaryLayer, Variant
 from xnor_rrm.kernels.step import geometry
 
-from xnor_rrm.model import INPUT, Affine, AvgPool, Conv2d, InputRule, MaxPool, Model, Relu, Sign, Window
+from xnor_rrm.model import (
+    INPUT,
+    Add,
+    Affine,
+    AvgPool,
+    Clip,
+    Concat,
+    Conv2d,
+    InputRule,
+    MaxPool,
+    Model,
+    PRelu,
+    Relu,
+    Sign,
+    Upsample,
+    Window,
+)
 
 Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
@@ -324,16 +340,38 @@ def check_model(model: Model, rng: np.random.Generator, frames: int = 3) -> None
 LAYERS: dict[str, Callable[[Builder, str], Any]] = {
     "conv": lambda net, top: net.conv(top, 33, net.window(top)),
     "conv, grouped": lambda net, top: net.conv(net.conv(top, 8, POINT), 12, net.window(top), groups=4),
+    "conv, groups of one input": lambda net, top: net.conv(
+        net.conv(top, 3, POINT), 105, net.window(top), groups=3
+    ),
+    "conv, groups of one output": lambda net, top: net.conv(
+        net.conv(top, 70, POINT), 35, net.window(top), groups=35
+    ),
+    "conv, depthwise": lambda net, top: _depthwise(net, top),
+    "conv, depthwise and fused": lambda net, top: net.relu(net.affine(_depthwise(net, top))),
+    "conv, grouped and fused": lambda net, top: net.affine(
+        net.conv(net.conv(top, 4, POINT), 40, net.window(top), groups=2)
+    ),
     "conv, whole": lambda net, top: net.conv(top, 10, net.whole(top)),
     "max pool": lambda net, top: net.max_pool(top, net.window(top, dilate=False)),
     "average pool": lambda net, top: net.avg_pool(top, net.window(top, dilate=False)),
     "average pool inside": lambda net, top: net.avg_pool(top, net.window(top, dilate=False), False),
     "affine, relu": lambda net, top: net.relu(net.affine(top)),
+    "prelu": lambda net, top: net.prelu(top),
+    "clip": lambda net, top: net.clip(net.affine(top)),
+    "concat": lambda net, top: net.concat(top, net.affine(top), INPUT, top),
+    "concat, read by a binary layer": lambda net, top: net.binary(net.concat(INPUT, top), 9, POINT),
+    "upsample": lambda net, top: net.upsample(top, 3),
+    "upsample of a convolution": lambda net, top: net.prelu(net.upsample(net.conv(top, 20, POINT), 2)),
     "add": lambda net, top: net.plus(net.relu(top), net.affine(net.affine(top))),
     "add to itself": lambda net, top: net.plus(top, top),
     "binary": lambda net, top: net.binary(net.affine(top), 33, net.window(top), pad_value=-1),
     "binary, read twice": lambda net, top: _read_twice(net, net.binary(top, 40, net.window(top))),
 }
+
+
+def _depthwise(net: Builder, top: str) -> str:
+    channels = net.shapes[top][2]
+    return net.conv(top, channels, net.window(top), groups=channels)
 
 
 def _read_twice(net: Builder, top: str) -> str:
@@ -346,9 +384,10 @@ def _read_twice(net: Builder, top: str) -> str:
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("seed", range(3))
 def test_layer(kind, channels, seed):
-    """Each kind on the input itself (channels 0) or behind a convolution."""
+    """Each kind on the input itself (channels 0), which is grey now and then, or behind a convolution."""
     rng = np.random.default_rng(seed)
-    net = Builder(rng, *(int(n) for n in rng.integers(4, 10, 2)))
+    height, width = (int(n) for n in rng.integers(4, 10, 2))
+    net = Builder(rng, height, width, channels=1 if seed == 2 else 3)
     LAYERS[kind](net, net.conv(INPUT, channels, POINT) if channels else INPUT)
     check_model(net.model(), rng)
 
@@ -374,6 +413,46 @@ def test_more_channels_than_a_register_holds():
 RULE = InputRule(crop=(4, 5), resize=0, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
+def constant(value: float, *shape: int) -> Array:
+    return np.full(shape, value, np.float32)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_an_infinite_value_stays_in_its_group(groups):
+    """Zeros in place of the other groups' weights would spread it as NaN."""
+    weight = constant(0.25, 4, 1, 1, 3)
+    weight[0] = 3e38
+    layers = (
+        Conv2d("huge", (INPUT,), weight, constant(3e38, 4), POINT),
+        Conv2d("top", ("huge",), constant(0.5, 4, 3, 3, 4 // groups), constant(1, 4), SAME, groups),
+    )
+    model = Model("infinite", RULE, layers)
+    frame = np.full((4, 5, 3), 9, np.uint8)
+    top = naive.forward(model, naive.network_input(model, frame))["top"]
+    assert np.isposinf(top[..., 0]).all()
+    assert np.isfinite(top[..., 4 // groups :]).all()
+    check_model(model, np.random.default_rng(0), frames=2)
+
+
+def test_nan():
+    """Infinity less infinity, through every layer whose definition says what becomes of it."""
+    signs = np.array([1, -1, 0, 0], np.float32)
+    layers = (
+        Conv2d("huge", (INPUT,), constant(3e38, 4, 1, 1, 3), constant(0, 4), POINT),
+        Affine("minus", ("huge",), constant(-1, 4), constant(0, 4)),
+        Add("nan", ("huge", "minus")),
+        Clip("clip", ("nan",), -1.0, 1.0),
+        PRelu("prelu", ("nan",), signs),
+        Relu("relu", ("nan",)),
+        Concat("top", ("clip", "prelu", "relu", "nan")),
+    )
+    model = Model("nan", RULE, layers)
+    values = naive.forward(model, naive.network_input(model, np.full((4, 5, 3), 9, np.uint8)))
+    for name in ("clip", "prelu", "nan"):
+        assert np.isnan(values[name]).all()
+    check_model(model, np.random.default_rng(0), frames=2)
+
+
 def minus_zeros(name: str, source: str, per_output: int, groups: int = 1) -> Conv2d:
     """-0.0 from inputs of no negative value: the sign of a zero, too, comes out as the definition has it."""
     weight, bias = np.full((4, 1, 1, per_output), -0.0, np.float32), np.full(4, -0.0, np.float32)
@@ -385,10 +464,16 @@ def minus_zeros(name: str, source: str, per_output: int, groups: int = 1) -> Con
     [
         Relu("top", ("zeros",)),
         Affine("top", ("zeros",), np.ones(4, np.float32), np.full(4, -0.0, np.float32)),
+        PRelu("top", ("zeros",), np.array([1, 0, -0.0, -1], np.float32)),
+        Clip("top", ("zeros",), 0.0, 1.0),
+        Clip("top", ("zeros",), -1.0, 0.0),
+        Concat("top", ("zeros", "zeros")),
+        Upsample("top", ("zeros",), 2),
         MaxPool("top", ("zeros",), Window((2, 2))),
         AvgPool("top", ("zeros",), Window((2, 2))),
         AvgPool("top", ("zeros",), Window((2, 2), padding=(1, 0, 1, 0)), count_padding=False),
         minus_zeros("top", "zeros", 2, groups=2),
+        minus_zeros("top", "zeros", 1, groups=4),
     ],
     ids=lambda layer: type(layer).__name__,
 )
@@ -397,10 +482,13 @@ def test_minus_zero(top):
     check_model(model, np.random.default_rng(0), frames=2)
 
 
-def test_float_sums_that_another_order_would_round_differently():
+@pytest.mark.parametrize(("outputs", "groups"), [(40, 1), (36, 3), (3, 3)])
+def test_float_sums_that_another_order_would_round_differently(outputs, groups):
     """Terms of many magnitudes: the order of the sum, the fused product and the bias first all show."""
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((40, 4, 5, 3)) * 10.0 ** rng.integers(-6, 7, (40, 4, 5, 3))
-    bias = rng.standard_normal(40) * 10.0 ** rng.integers(-3, 9, 40)
-    layer = Conv2d("sum", (INPUT,), weight.astype(np.float32), bias.astype(np.float32), Window((4, 5)))
+    shape = (outputs, 4, 5, 3 // groups)
+    weight = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 7, shape)
+    bias = rng.standard_normal(outputs) * 10.0 ** rng.integers(-3, 9, outputs)
+    window = Window((4, 5))
+    layer = Conv2d("sum", (INPUT,), weight.astype(np.float32), bias.astype(np.float32), window, groups)
     check_model(Model("sum", RULE, (layer,)), rng)

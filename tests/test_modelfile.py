@@ -162,6 +162,16 @@ def test_golden_bytes_are_what_is_written(tmp_path):
     assert (tmp_path / "golden.xnor").read_bytes() == GOLDEN.read_bytes()
 
 
+def test_input_channels_are_written_where_they_are_not_three(tmp_path):
+    rule = InputRule((2, 2), 0, (0.1,), (2.0,), channels=1)
+    model = Model("grey", rule, (Relu("relu", ("input",)),))
+    model.save(tmp_path / "grey.xnor")
+    _, document, _ = take_apart((tmp_path / "grey.xnor").read_bytes())
+    assert document["model"]["input_rule"]["channels"] == 1
+    assert load(tmp_path / "grey.xnor").input_shape == (2, 2, 1)
+    assert load(GOLDEN).input_shape == (4, 5, 3)
+
+
 def test_golden_file_read_by_the_contract_alone():
     raw = GOLDEN.read_bytes()
     header, document, tensors = take_apart(raw)
@@ -372,6 +382,19 @@ def at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def all_of(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def change(model: dict[str, Any]) -> None:
+        for each in changes:
+            each(model)
+
+    return change
+
+
+def layer(kind: str, name: str = "relu", *inputs: str, **fields: Any) -> dict[str, Any]:
+    """Takes the place of a layer of golden_model."""
+    return {"kind": kind, "name": name, "inputs": inputs or ["bn"], **fields}
+
+
 HOSTILE_DESCRIPTIONS = [
     (at("layers.2.kind", "Softmax"), "a kind among Conv2d, .* as layer 'relu', got 'Softmax'.* Upgrade"),
     (at("layers.2.kind", ["Relu"]), "a kind among"),
@@ -405,6 +428,28 @@ HOSTILE_DESCRIPTIONS = [
     (at("layers.4.channels", -66), "as binary.weight"),
     (at("layers.4.pad_value", 2), "padding value -1, 0 or .1, got binary: 2"),
     (at("layers.7.count_padding", 0), "true or false as layer 'avg'.count_padding, got 0"),
+    (
+        at("layers.2", layer("Clip", low=1, high=0.5)),
+        "finite float32 limits, low <= high, got relu: 1.0, 0.5",
+    ),
+    (at("layers.2", layer("Clip", low=0, high=1e300)), "finite float32 limits"),
+    (at("layers.2", layer("Clip", low=0)), "expected layer 'relu'.high, got no such field"),
+    (at("layers.2", layer("Clip", low=0, high="6")), "a finite number as layer 'relu'.high"),
+    (at("layers.2", layer("PRelu")), "a tensor 'relu.slope', got none of that name"),
+    (at("layers.2", layer("Concat")), "2 or more inputs, got relu: 1"),
+    (at("layers.2", layer("Upsample", factor=0)), "a factor of at least 1, got relu: 0"),
+    (at("layers.2", layer("Upsample", factor=1.5)), "an integer .* as layer 'relu'.factor"),
+    (
+        all_of(
+            at("layers.5", layer("Upsample", "max", "binary", factor=2)),
+            at("layers.6.kind", "Concat"),
+        ),
+        "inputs of one height and width, got add: 4x5 and 8x10",
+    ),
+    (
+        at("layers.6", layer("Concat", "add", "sign", "relu")),
+        "a Sign layer before each BinaryConv2d and nowhere",
+    ),
     (at("input_rule.crop", [0, 5]), "crop sizes of at least 1"),
     (at("input_rule.interpolation", "lanczos"), "one of .'bilinear', 'bicubic'. as model.input_rule"),
     (at("input_rule.mean", [0, 0]), "3 numbers each as mean and std"),
@@ -443,6 +488,10 @@ def test_absurd_sizes_of_activations(load_bytes, tmp_path):
     document["model"]["input_rule"].update(crop=[60000, 60000], resize=0)
     document["model"]["labels"] = []
     with pytest.raises(ModelFileError, match="at most 268435456 values from 'input', got "):
+        load_bytes(put_together(header, document, tensors))
+    document["model"]["input_rule"].update(crop=[4, 5])
+    document["model"]["layers"].append(layer("Upsample", "up", "avg", factor=60000))
+    with pytest.raises(ModelFileError, match="at most 268435456 values from 'up', got "):
         load_bytes(put_together(header, document, tensors))
 
 

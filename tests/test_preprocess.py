@@ -15,8 +15,8 @@ from xnor_rrm.preprocess import Preprocessor
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def rule(crop, resize, interpolation="bilinear"):
-    return InputRule(crop, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation)
+def rule(crop, resize, interpolation="bilinear", channels=3):
+    return InputRule(crop, resize, (0.0,) * channels, (1.0,) * channels, interpolation, channels)
 
 
 def noise(height, width, seed=0):
@@ -28,21 +28,24 @@ def noise(height, width, seed=0):
 
 
 def pillow(frame, rule):
-    """The same by Pillow: resize the whole frame, then crop.
+    """The same by Pillow: turn grey if so ruled, resize the whole frame, then crop.
 
     Columns first, then rows: Pillow 13 turns its own order around for very tall frames, which can change
     a value by one.
     """
     height, width = frame.shape[:2]
+    if rule.channels == 1:
+        frame = np.asarray(Image.fromarray(frame).convert("L"))
     if rule.resize:
         kind, short = FILTERS[rule.interpolation], min(height, width)
         narrow, low = width * rule.resize // short, height * rule.resize // short
         image = Image.fromarray(frame).resize((narrow, height), kind).resize((narrow, low), kind)
         frame = np.asarray(image)
     top, left = (frame.shape[0] - rule.crop[0]) // 2, (frame.shape[1] - rule.crop[1]) // 2
-    return frame[top : top + rule.crop[0], left : left + rule.crop[1]]
+    return frame[top : top + rule.crop[0], left : left + rule.crop[1]].reshape(*rule.crop, rule.channels)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize(
     ("height", "width", "crop", "resize"),
@@ -62,8 +65,8 @@ def pillow(frame, rule):
         (5, 9, (1, 1), 1),
     ],
 )
-def test_equals_pillow(height, width, crop, resize, interpolation):
-    wanted = rule(crop, resize, interpolation)
+def test_equals_pillow(height, width, crop, resize, interpolation, channels):
+    wanted = rule(crop, resize, interpolation, channels)
     frame = noise(height, width)
     result = Preprocessor(wanted)(frame)
     assert result.dtype == np.uint8
@@ -78,12 +81,32 @@ def test_equals_pillow(height, width, crop, resize, interpolation):
     resize=st.integers(1, 70),
     cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     interpolation=st.sampled_from(sorted(FILTERS)),
+    channels=st.sampled_from([1, 3]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_equals_pillow_for_any_size(height, width, resize, cut, interpolation, seed):
-    wanted = rule((1 + int(cut[0] * (resize - 1)), 1 + int(cut[1] * (resize - 1))), resize, interpolation)
+def test_equals_pillow_for_any_size(height, width, resize, cut, interpolation, channels, seed):
+    crop = (1 + int(cut[0] * (resize - 1)), 1 + int(cut[1] * (resize - 1)))
+    wanted = rule(crop, resize, interpolation, channels)
     frame = noise(height, width, seed)
     assert np.array_equal(Preprocessor(wanted)(frame), pillow(frame, wanted))
+
+
+def test_the_luminance_of_every_colour():
+    colours = np.arange(1 << 24, dtype=np.uint32).view(np.uint8).reshape(4096, 4096, 4)[..., :3]
+    wanted = rule((4096, 4096), 0, channels=1)
+    assert np.array_equal(Preprocessor(wanted)(colours), pillow(np.ascontiguousarray(colours), wanted))
+
+
+@pytest.mark.parametrize("resize", [0, 36])
+def test_grey_frames_are_luminance_already(resize):
+    preprocess = Preprocessor(rule((32, 32), resize, channels=1))
+    frame = noise(40, 50)
+    grey = np.asarray(Image.fromarray(frame).convert("L"))
+    expected = preprocess(frame).copy()
+    for view in (grey, np.asfortranarray(grey), np.repeat(grey[..., None], 3, axis=2)):
+        assert np.array_equal(preprocess(view), expected)
+    with pytest.raises(FrameError, match=r"uint8\[H, W, 3\] or uint8\[H, W\], got uint8\[40, 50, 1\]"):
+        preprocess(grey[..., None])
 
 
 @pytest.mark.parametrize("resize", [0, 40])

@@ -182,6 +182,21 @@ def test_the_callers_buffer_is_read_and_left_alone():
         check(streams, [mirrored])
 
 
+def test_grey_input():
+    """RGB frames become luminance; frames of luminance give the same answers."""
+    net = Builder(np.random.default_rng(0), 6, 7, channels=1)
+    net.conv(net.binary(net.affine(net.conv(INPUT, 40, SAME)), 20, SAME), 5, Window((6, 7)))
+    rng, model = np.random.default_rng(0), laid_out(net.model(), MIXED)
+    streams, grey = both(model), both(model)
+    for frame in clip(rng, model, MOTIONS):
+        check(streams, [frame])
+        check(grey, [naive.luminance(frame)[..., 0]])
+        assert streams[1](frame).tobytes() == grey[1](naive.luminance(frame)[..., 0]).tobytes()
+    assert paths(grey[1]) == {"clean"}
+    check(grey, [frame])
+    assert paths(grey[1]) == {"dense"}  # another shape
+
+
 def test_another_frame_size_starts_afresh():
     rng, model = np.random.default_rng(0), small_model()
     stream = model.stream()

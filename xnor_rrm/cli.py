@@ -25,6 +25,7 @@ from . import __version__, api
 from .errors import VideoError, XnorError
 
 if TYPE_CHECKING:
+    from .importers import Conversion
     from .model import Model
     from .video import Frame, Skipped, VideoReader
 
@@ -105,16 +106,40 @@ def convert(
     size: Annotated[
         int | None, typer.Option(min=1, help="Input height and width, where not in the file.")
     ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(metavar="VIDEO", help="Compare with the original on its first frames; needs torch."),
+    ] = None,
+    accept_unused: Annotated[
+        bool, typer.Option("--accept-unused", help="Note tensors that nothing reads, instead of an error.")
+    ] = False,
+    accept_rounded: Annotated[
+        bool, typer.Option("--accept-rounded", help="Take the signs of weights not quite -1 or +1.")
+    ] = False,
 ) -> None:
-    """Bring over a trained checkpoint."""
-    from .report import model_facts, show_facts
+    """Bring over a trained checkpoint. With --verify, only a model that computes the same is written."""
+    from .importers import bring_over
+    from .report import CONVERSION_COLUMNS, conversion_rows, model_facts, show_facts, show_table
 
     if output.exists() and source.exists() and output.samefile(source):
         raise typer.BadParameter("would overwrite SOURCE.", param_hint="--output")
-    given = {"transposed": transposed, "symbol": symbol, "size": size}
-    model = api.convert(source, **{name: value for name, value in given.items() if value})
+    given = {
+        "transposed": transposed,
+        "symbol": symbol,
+        "size": size,
+        "accept_unused": accept_unused,
+        "accept_rounded": accept_rounded,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value}
+    conversion = bring_over(source, **options)
+    model, sizes, console = conversion.model, conversion.sizes, Console()
+    show_table(console, CONVERSION_COLUMNS, conversion_rows(model, sizes))
+    console.print()
+    if verify is not None:
+        _verify(conversion, _open(verify))
     model.save(output)
-    show_facts(Console(), {"written": output, **model_facts(model)})
+    facts = {"written": output, "bytes_before": sum(sizes.values()) or None, **model_facts(model)}
+    show_facts(console, facts)
 
 
 @app.command()
@@ -254,6 +279,29 @@ def _bench(model: Model, reader: VideoReader, max_frames: int | None) -> dict[st
 
         result = measure(model, frames(), max_frames, video=Path(reader.source).name)
     return {**result, "skipped": len(reader.skipped), "command": shlex.join(["xnor-rrm", *sys.argv[1:]])}
+
+
+def _verify(conversion: Conversion, reader: VideoReader) -> None:
+    """Show how model and original compare; ends the command where they differ by more than rounding."""
+    from .report import SIGN_COLUMNS, show_facts, show_table, sign_rows, verify_facts
+    from .verify import verify
+
+    _announce_compiling()
+    report, console = verify(conversion.model, conversion.original(), reader), Console()
+    show_table(console, SIGN_COLUMNS, sign_rows(report))
+    console.print()
+    show_facts(console, verify_facts(report))
+    console.print()
+    if not report.passed:
+        for failure in report.failures:
+            _say(str(failure), "red")
+        _fail(f"the model does not compute what the original does: {report.failed} values differ.")
+    scaled = [layer.name for layer in report.layers.values() if layer.off > 1]
+    if scaled:
+        _say(
+            f"warning: values differ where their signs agree, first in {scaled[0]}: scaled, or wrong",
+            "yellow",
+        )
 
 
 def _require_identical(result: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from .model import (
     Model,
     PRelu,
     Relu,
+    Shape,
     Sign,
     Upsample,
 )
@@ -95,6 +96,7 @@ class Plan:
     state : elements of the arenas u64, f32, u16, u8 that a stream allocates.  initial_bits : (offset in u64,
     words) to write there once, the borders of padding +1.  scratch : sizes of the arrays the steps share.
     output : (offset in f32, pixels, elements a pixel, channels) of the network's output.
+    bits : (offset in u64, (H, W, C)) of each Sign layer's packed signs, ceil(C / 64) words a pixel.
     """
 
     steps: Array
@@ -104,6 +106,7 @@ class Plan:
     initial_bits: tuple[tuple[int, Array], ...]
     scratch: dict[str, int]
     output: tuple[int, int, int, int]
+    bits: dict[str, tuple[int, Shape]]
 
 
 @dataclass
@@ -512,6 +515,7 @@ def build_plan(model: Model) -> Plan:
         initial_bits=tuple(b.initial_bits),
         scratch=b.scratch,
         output=(y.offset, h * w, y.stride, c),
+        bits={name: (offset, model.shapes[name]) for name, offset in b.bits.items()},
     )
 
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .model import BinaryConv2d, Layer, Model, Sign
+from .model import INPUT, BinaryConv2d, Clip, Conv2d, Layer, Model, Sign, Upsample
 from .plan import describe
+
+if TYPE_CHECKING:
+    from .verify import VerifyReport
 
 #: Fields of one frame's record, in order: number from 0, class, its label and value, share of input bits
 #: flipped since the last frame (null for the first frame and in dense mode), milliseconds from raw frame
@@ -113,29 +117,62 @@ def most_seen(model: Model, classes: Counter[int], count: int = 3) -> str:
 
 # --- models ---------------------------------------------------------------------------------------
 
-LAYER_COLUMNS = ("layer", "kind", "output", "weights", "bits", "bytes", "type", "fused with")
+LAYER_COLUMNS = ("layer", "kind", "output", "weights", "bits", "bytes", "type", "step", "fused with")
+
+#: What a conversion adds to each row: the checkpoint's tensors that became the layer, and their bytes.
+CONVERSION_COLUMNS = (*LAYER_COLUMNS, "was", "bytes before")
 
 
 def layer_rows(model: Model) -> Rows:
-    """One row a layer: output and weight shapes, bits a weight, bytes stored, and who shares its pass."""
-    steps = [layers for _, layers, _ in describe(model)]
+    """One row a layer: output and weight shapes, bits a weight, bytes stored, step and who shares it."""
+    steps = describe(model)
     rows: Rows = []
     for layer in model.layers:
         binary = isinstance(layer, BinaryConv2d)
-        together = dict.fromkeys(name for step in steps if layer.name in step for name in step)
+        mine = [(step, layers) for step, layers, _ in steps if layer.name in layers]
+        together = dict.fromkeys(name for _, layers in mine for name in layers)
         rows.append(
             (
                 layer.name,
-                type(layer).__name__,
+                _kind(layer),
                 "x".join(map(str, model.shapes[layer.name])),
                 _weight_shape(layer),
                 (1 if binary else 32) if layer.tensors() else None,
                 _bytes(layer),
                 "binary" if binary or isinstance(layer, Sign) else "float",
+                mine[0][0],
                 " ".join(name for name in together if name != layer.name) or None,
             )
         )
     return rows
+
+
+def conversion_rows(model: Model, sizes: Mapping[str, int]) -> Rows:
+    """`layer_rows` and what each layer was; tensors that no layer has its name from come in a last row.
+
+    sizes : bytes of each tensor of the checkpoint. It belongs to the layer whose name begins its own, and is
+    told by what follows it.
+    """
+    became: dict[str, list[str]] = {}
+    names = {layer.name for layer in model.layers}
+    for tensor in sizes:
+        became.setdefault(_longest_name(tensor, names), []).append(tensor)
+
+    def was(name: str) -> tuple[str | None, int]:
+        tensors = became.get(name, [])
+        told = (tensor.removeprefix(name) or tensor for tensor in tensors)
+        return " ".join(told) or None, sum(sizes[tensor] for tensor in tensors)
+
+    rows: Rows = [(*row, *was(row[0])) for row in layer_rows(model)]
+    if "" in became:
+        rows.append((*[None] * len(LAYER_COLUMNS), *was("")))
+    return rows
+
+
+def _longest_name(tensor: str, names: Container[str]) -> str:
+    """The longest name that the tensor's begins with, up to a separator or its end; "" for none."""
+    ends = [*(found.start() for found in re.finditer(r"[^A-Za-z0-9]", tensor)), len(tensor)]
+    return next((tensor[:end] for end in reversed(ends) if tensor[:end] in names), "")
 
 
 def model_facts(model: Model) -> dict[str, Any]:
@@ -158,8 +195,21 @@ def model_facts(model: Model) -> dict[str, Any]:
     return {**facts, **{name: text for name, text in model.info.items() if name not in facts}}
 
 
+def _kind(layer: Layer) -> str:
+    """The kind, with what neither its shapes nor its weights tell."""
+    kind = type(layer).__name__
+    match layer:
+        case Conv2d(groups=groups) if groups > 1:
+            return f"{kind} in {groups} groups"
+        case Clip(low=low, high=high):
+            return f"{kind} to {low:g}..{high:g}"
+        case Upsample(factor=factor):
+            return f"{kind} by {factor}"
+    return kind
+
+
 def _weight_shape(layer: Layer) -> str | None:
-    """Outputs x kernel x inputs of a convolution, channels of an Affine."""
+    """Outputs x kernel x inputs (of a group) of a convolution, channels of an Affine or PRelu."""
     if isinstance(layer, BinaryConv2d):
         return "x".join(map(str, (*layer.weight.shape[:3], layer.channels)))
     tensors = list(layer.tensors().values())
@@ -176,6 +226,38 @@ def _parameters(layer: Layer) -> int:
     if isinstance(layer, BinaryConv2d):
         count += layer.weight.shape[0] * layer.window_bits - layer.weight.size
     return count
+
+
+# --- verification ---------------------------------------------------------------------------------
+
+SIGN_COLUMNS = ("signs", "after", "bits", "differing", "smallest", "largest", "off")
+
+
+def sign_rows(report: VerifyReport) -> Rows:
+    """One row a Sign layer: share of bits that differ from the original's, |values| where, and `off`."""
+    return [
+        (
+            layer.name,
+            layer.source.name if layer.source else INPUT,
+            layer.bits,
+            layer.share,
+            layer.smallest,
+            layer.largest,
+            layer.off,
+        )
+        for layer in report.layers.values()
+    ]
+
+
+def verify_facts(report: VerifyReport) -> dict[str, Any]:
+    """Whole-network agreement, and what the signs say."""
+    return {
+        "verified_frames": report.frames,
+        "same_top1": f"{report.agreeing / report.frames:.1%}",
+        "logit_difference": report.logit_difference,
+        "signs": report.summary,
+        "failures": report.failed,
+    }
 
 
 # --- benchmarks -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bits import unpack_signs
 from .errors import XnorError
 from .kernels.frame import REPORT, Path, Scratch, State, run
 from .kernels.simd import aligned
@@ -124,6 +125,15 @@ class Stream:
                 )
             )
         return self._stats
+
+    def signs(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """bool[H, W, C] of each Sign layer for the last frame, True being +1; all False before the first."""
+        signs = {}
+        for name, (offset, (height, width, channels)) in self._plan.bits.items():
+            count = height * width * -(-channels // 64)
+            words = self._state.u64[offset : offset + count].reshape(height, width, -1)
+            signs[name] = unpack_signs(words, channels)
+        return signs
 
     @property
     def state_bytes(self) -> int:

@@ -24,13 +24,17 @@ from .model import (
     Array,
     AvgPool,
     BinaryConv2d,
+    Clip,
+    Concat,
     Conv2d,
     Layer,
     MaxPool,
     Model,
+    PRelu,
     Relu,
     Shape,
     Sign,
+    Upsample,
     Window,
 )
 
@@ -53,7 +57,7 @@ class _Step:
 class FloatTwin:
     """A model as plain float32 convolutions: weights alpha * sign(w), activations -1.0 and +1.0.
 
-    Called with float32[H, W, 3], the preprocessed input, it returns float32[classes]. It holds no state
+    Called with float32[H, W, C], the preprocessed input, it returns float32[classes]. It holds no state
     between calls. Uses as many threads as torch is set to. Raises XnorError where torch is not installed,
     ShapeError for another input.
     """
@@ -126,6 +130,15 @@ def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
             return lambda x: torch.addcmul(shift, x, scale)
         case Relu():
             return torch.relu
+        case PRelu():
+            slope = torch.tensor(layer.slope)
+            return lambda x: F.prelu(x, slope)
+        case Clip(low=low, high=high):
+            return lambda x: torch.clamp(x, low, high)
+        case Concat():
+            return lambda *parts: torch.cat(parts, dim=1)
+        case Upsample(factor=factor):
+            return lambda x: F.interpolate(x, scale_factor=factor, mode="nearest")
         case Sign():
             return lambda x: torch.where(x >= 0, 1.0, -1.0)
         case Add():

@@ -16,6 +16,8 @@ shares no code with `read` beyond opening the file: verify.py compares the two.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,12 +56,29 @@ IMPORTERS: tuple[Importer, ...] = (
 )
 
 
-def convert(path: Path, **options: Any) -> Model:
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """A network brought over.
+
+    model : what it became; its info tells what was accepted.  sizes : bytes of each tensor of the checkpoint
+    that went into it.  original : makes the network as it was, to compare with; needs torch.
+    """
+
+    model: Model
+    sizes: Mapping[str, int]
+    original: Callable[[], Original]
+
+
+def bring_over(
+    path: Path, *, accept_unused: bool = False, accept_rounded: bool = False, **options: Any
+) -> Conversion:
     """Bring over the checkpoint at `path` with the importer that recognises it; see `xnor_rrm.convert`.
 
+    accept_unused, accept_rounded : note in the model's info what else is an error: tensors that nothing
+        reads, weights that are not quite -1 or +1.
     Raises ConvertError for an unknown kind of file, naming those that are known, and for an unknown option.
     """
-    source = Checkpoint(path)
+    source = Checkpoint(path, accept_unused=accept_unused, accept_rounded=accept_rounded)
     importer = next((each for each in IMPORTERS if each.recognise(source)), None)
     if importer is None:
         names = list(source.state_dict or ())
@@ -71,4 +90,11 @@ def convert(path: Path, **options: Any) -> Model:
     if unknown:
         known = ", ".join(importer.OPTIONS) or "none"
         raise ConvertError(f"options of {importer.TITLE}: {known}", ", ".join(unknown))
-    return importer.read(source, **options)
+    model = importer.read(source, **options)
+    model = replace(model, info=model.info | source.notes)
+    return Conversion(model, source.sizes, partial(importer.original, source, **options))
+
+
+def convert(path: Path, **options: Any) -> Model:
+    """The model alone of `bring_over`."""
+    return bring_over(path, **options).model

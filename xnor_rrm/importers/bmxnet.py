@@ -66,7 +66,7 @@ def read(source: Checkpoint, *, symbol: str | Path | None = None, size: int | No
     graph = read_symbol(find_symbol(source.path) if symbol is None else Path(symbol))
     side = size or IMAGENET_SIZE
     resize = IMAGENET_RESIZE if side == IMAGENET_SIZE else side
-    builder = Builder(Tensors(read_params(source.path)), (side, side, 3))
+    builder = Builder(Tensors(read_params(source.path), source), (side, side, 3))
     for node in graph:
         builder.visit(node)
     classes = builder.finish()

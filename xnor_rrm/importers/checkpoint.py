@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ConvertError
 from ..model import INPUT, Affine, Array, Layer, Window
@@ -14,10 +15,19 @@ from . import torch_file
 
 
 class Checkpoint:
-    """A file to convert, by path.  head : its first 16 bytes. Raises ConvertError where it cannot be read."""
+    """A file to convert, by path, and what is noted on the way.
 
-    def __init__(self, path: Path) -> None:
+    head : its first 16 bytes.  accept_unused, accept_rounded : note tensors that nothing reads, and weights
+        that are not quite -1 or +1, where they would be errors.
+    sizes : bytes of each tensor brought over.  notes : what was accepted, for people.
+    Raises ConvertError where it cannot be read.
+    """
+
+    def __init__(self, path: Path, *, accept_unused: bool = False, accept_rounded: bool = False) -> None:
         self.path = path
+        self.accept_unused, self.accept_rounded = accept_unused, accept_rounded
+        self.sizes: dict[str, int] = {}
+        self.notes: dict[str, str] = {}
         if not path.is_file():
             found = "is no file" if path.exists() else "is not there"
             raise ConvertError("a checkpoint file", f"{path}, which {found}")
@@ -45,14 +55,16 @@ class Checkpoint:
 class Tensors:
     """Named arrays of a checkpoint, each taken once. What does not fit is a ConvertError that names it."""
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays = dict(arrays)
+    def __init__(self, arrays: Mapping[str, Array], source: Checkpoint) -> None:
+        self._arrays, self._source = dict(arrays), source
 
     def take_raw(self, name: str) -> Array:
         """The array as it is stored."""
         if name not in self._arrays:
             raise ConvertError(f"a tensor {name!r} in the checkpoint", "none of that name")
-        return self._arrays.pop(name)
+        array = self._arrays.pop(name)
+        self._source.sizes[name] = array.nbytes
+        return array
 
     def take(self, name: str, *shape: int | None) -> Array:
         """float32 of this shape (None: any size but 0), every value finite."""
@@ -70,6 +82,20 @@ class Tensors:
                 "The checkpoint is damaged or its training diverged.",
             )
         return array
+
+    def take_signs(self, name: str, *shape: int | None) -> npt.NDArray[np.bool_]:
+        """Whether each weight is +1, where the format stores exactly -1 and +1 as float32 of this shape."""
+        weights = self.take(name, *shape)
+        deviation = np.abs(np.abs(weights) - 1)
+        if (rounded := int(np.count_nonzero(deviation))) or not weights.all():
+            found = f"{rounded / weights.size:.2%} others in {name!r}, off by at most {deviation.max():.3g}"
+            zeros = int((weights == 0).sum())
+            if zeros or not self._source.accept_rounded:
+                remedy = f"{zeros} are 0, of no sign." if zeros else "Take their signs: accept_rounded."
+                raise ConvertError("weights of exactly -1 and +1", found, remedy)
+            notes = self._source.notes
+            notes["rounded"] = "; ".join([*filter(None, [notes.get("rounded")]), found])
+        return weights > 0
 
     def take_affine(
         self, name: str, source: str, *, gamma: str | None, beta: str | None, mean: str, var: str, eps: float
@@ -106,7 +132,10 @@ class Tensors:
         """Raises ConvertError where tensors are left: they belong to something the importer does not know."""
         if self._arrays:
             names = sorted(self._arrays)
-            raise ConvertError("only tensors this importer knows", f"{len(names)} more: {summary(names)}")
+            found = f"{len(names)} more: {summary(names)}"
+            if not self._source.accept_unused:
+                raise ConvertError("only tensors this importer knows", found)
+            self._source.notes["unused"] = found
 
 
 class Chain(list[Layer]):

@@ -41,7 +41,7 @@ def recognise(source: Checkpoint) -> bool:
 def read(source: Checkpoint) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, and gaps in the numbers."""
     state = source.state_dict or {}
-    tensors = Tensors(state)
+    tensors = Tensors(state, source)
     layers = Chain()
     size = cifar10.INPUT_RULE.crop[0]
 

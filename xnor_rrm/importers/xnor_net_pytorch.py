@@ -51,7 +51,7 @@ def read(source: Checkpoint, *, transposed: bool = False) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, or a weight of 0."""
     if not isinstance(transposed, bool):
         raise ConvertError("transposed as True or False", repr(transposed))
-    tensors = Tensors(source.state_dict or {})
+    tensors = Tensors(source.state_dict or {}, source)
     layers = Chain()
 
     def weight(module: str, cin: int, kernel: int) -> Array:
