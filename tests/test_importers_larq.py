@@ -22,7 +22,7 @@ from test_importers import RUNNERS, hits, imagenet_sample
 
 from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.errors import ConvertError
-from xnor_rrm.importers import IMPORTERS, larq, lce
+from xnor_rrm.importers import IMPORTERS, bring_over, larq, lce
 from xnor_rrm.importers.checkpoint import Checkpoint
 from xnor_rrm.model import BinaryConv2d, Sign
 
@@ -36,7 +36,7 @@ Pair = tuple[int, int]
 Values = dict[Any, Array]
 
 
-# What both kinds of network compute, in float64. All constants are small dyadic numbers, so every sum is exact.
+# What both kinds of network compute, in float64. Constants are small dyadic numbers, so every sum is exact.
 
 
 def integers(rng: np.random.Generator, *shape: int, most: int = 2) -> Array:
@@ -114,11 +114,10 @@ def check(
 
 FLOAT32, INT32, INT64, INT8 = 0, 2, 4, 9
 CODES = {
-    "ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "FULLY_CONNECTED": 9,
-    "LOGISTIC": 14, "MAX_POOL_2D": 17, "MUL": 18, "RELU": 19, "RELU6": 21, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34,
+    "ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4,
+    "FULLY_CONNECTED": 9, "MAX_POOL_2D": 17, "MUL": 18, "RELU": 19, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34,
     "MEAN": 40, "PRELU": 54, "ARG_MIN": 79, "BROADCAST_TO": 130,
 }  # fmt: skip
-#: BuiltinOptions: the number of the union's member, which readers by operator do not need.
 SAME, VALID = 0, 1
 RELU, RELU6 = 1, 3
 
@@ -158,7 +157,7 @@ class TfLite:
         custom: dict[str, Any] | None = None,
         name: str = "",
     ) -> int:
-        """options : scalars by slot, as (kind, value).  compute : of the values of those inputs that have some."""
+        """options : scalars by slot, as (kind, value).  compute : of the inputs that are no constants."""
         output = self.tensor(name or f"{op.lower()}{len(self.operators)}", shape, kind)
         self.operators.append(
             {"op": op, "inputs": inputs, "outputs": [output], "options": options, "custom": custom}
@@ -369,9 +368,11 @@ def lce_graph(seed: int = 0) -> TfLite:
     limited = np.clip(threshold.astype(np.int64), -1, n)
     net.before["thresholded.sign"] = lambda values: convolve(values[pooled], w2, outside=1) - n + 2 * limited
     w3, m3, b3 = signs(40, 3, 3, 33), dyadic(rng, 40), integers(rng, 40, most=5)
+    early = w3 / 2  # early versions keep floats, of which 0 is +1
+    w3[0, 0, 0, 0], early[0, 0, 0, 0] = 1, 0
     third = net.operator(
         "LceBconv2d",
-        [thresholded, net.constant(w3), net.constant(m3), net.constant(b3)],
+        [thresholded, net.constant(early), net.constant(m3), net.constant(b3)],
         (1, 3, 3, 40),
         lambda x: convolve(x, w3, outside=0) * m3 + b3,
         custom=binary_options(33, pad_values=0),
@@ -965,7 +966,7 @@ def conv_config(filters: int, kernel: Pair, **changes: Any) -> dict[str, Any]:
         "filters": filters, "kernel_size": list(kernel), "strides": [1, 1], "padding": "same",
         "data_format": "channels_last", "dilation_rate": [1, 1], "groups": 1, "activation": "linear",
         "use_bias": False, "kernel_initializer": {"class_name": "GlorotUniform", "config": {"seed": None}},
-        "kernel_constraint": {"class_name": "WeightClip", "config": {"clip_value": 1.25}}, "bias_constraint": None,
+        "kernel_constraint": {"class_name": "WeightClip", "config": {"clip_value": 1.25}},
     } | changes  # fmt: skip
 
 
@@ -1012,7 +1013,8 @@ def larq_model(seed: int = 0) -> Keras:
     deep = integers(rng, 3, 2, 16, 2)
     kernel = deep.transpose(2, 3, 0, 1).reshape(32, 3, 2, 1)
     net.layer(
-        "DepthwiseConv2D", "deep", "stem", lambda x: convolve(x, kernel, groups=16), {"depthwise_kernel": deep},
+        "DepthwiseConv2D", "deep", "stem",
+        lambda x: convolve(x, kernel, groups=16), {"depthwise_kernel": deep},
         kernel_size=[3, 2], strides=[1, 1], padding="same", depth_multiplier=2, data_format="channels_last",
         dilation_rate=[1, 1], activation="linear", use_bias=False, depthwise_initializer=None,
     )  # fmt: skip
@@ -1072,7 +1074,8 @@ def larq_model(seed: int = 0) -> Keras:
     net.layer(
         "QuantConv2D", "conv3", "around",
         lambda x: convolve(x, sign_of(w3).transpose(3, 0, 1, 2), same=False), {"kernel": w3},
-        **conv_config(8, (2, 2), padding="valid"), input_quantizer=None, kernel_quantizer="swish_sign", pad_values=0.0,
+        **conv_config(8, (2, 2), padding="valid"),
+        input_quantizer=None, kernel_quantizer="swish_sign", pad_values=0.0,
     )  # fmt: skip
     net.before["plus2.sign"] = lambda values: values["plus2"]
     net.layer(
@@ -1109,8 +1112,10 @@ def larq_model(seed: int = 0) -> Keras:
     w5, b5 = integers(rng, 3 * 3 * 16, 8), integers(rng, 8)
     net.layer("Dense", "dense2", "flat2", lambda x: x @ w5 + b5, {"kernel": w5, "bias": b5}, units=8,
               activation=None, use_bias=True)  # fmt: skip
-    net.layer("MaxPooling2D", "quarter", "average", lambda x: pool(x, (2, 2), (1, 1), False, "max"), pool_size=[2, 2],
-              strides=[1, 1], padding="valid")  # fmt: skip
+    net.layer(
+        "MaxPooling2D", "quarter", "average", lambda x: pool(x, (2, 2), (1, 1), False, "max"),
+        pool_size=[2, 2], strides=[1, 1], padding="valid",
+    )  # fmt: skip
     net.layer("GlobalAveragePooling2D", "global", "quarter", lambda x: x.mean((0, 1)), keepdims=False)
     net.layer(
         "Concatenate", "head", ["leaky", "dense2", "global"], lambda *x: np.concatenate(x, axis=-1), axis=1
@@ -1150,7 +1155,8 @@ def grey_model() -> Keras:
     net.layer(
         "QuantConv2D", "quant_conv2d", "image",
         lambda x: convolve(x, sign_of(w1).transpose(3, 0, 1, 2), same=False), {"kernel": w1},
-        **conv_config(16, (3, 3), padding="valid"), input_quantizer=None, kernel_quantizer=STE, pad_values=0.0,
+        **conv_config(16, (3, 3), padding="valid"),
+        input_quantizer=None, kernel_quantizer=STE, pad_values=0.0,
     )  # fmt: skip
     net.layer(
         "BatchNormalization", "norm", "quant_conv2d", lambda x: (x - mean) + beta,
@@ -1233,6 +1239,31 @@ def test_larq_takes_the_size_and_scale_it_is_given(tmp_path: Path) -> None:
             convert(path, **({"size": 32} | options))
     with pytest.raises(ConvertError, match="an input of 12x12, as the model has it, got size 9"):
         convert(larq_model().save(tmp_path), size=9)
+
+
+def test_larq_scale_is_the_mean_magnitude_of_a_filter(tmp_path: Path) -> None:
+    rng, net = np.random.default_rng(0), Keras((8, 8, 3))
+    weights = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 3, 3, 4), (8 * 8 * 4, 5))]
+    magnitude = {
+        "input_quantizer": STE,
+        "kernel_quantizer": {"class_name": "MagnitudeAwareSign", "config": {}},
+    }
+    net.layer(
+        "QuantConv2D",
+        "conv",
+        "image",
+        lambda x: x,
+        {"kernel": weights[0]},
+        **conv_config(4, (3, 3)),
+        **magnitude,
+    )
+    net.layer("Flatten", "flat", "conv", lambda x: x)
+    dense = {"units": 5, "use_bias": False, **magnitude}
+    net.layer("QuantDense", "dense", "flat", lambda x: x, {"kernel": weights[1]}, **dense)
+    layers = [layer for layer in convert(net.save(tmp_path)).layers if isinstance(layer, BinaryConv2d)]
+    for layer, weight in zip(layers, weights, strict=True):
+        axes = tuple(range(weight.ndim - 1))
+        np.testing.assert_allclose(layer.alpha, np.abs(weight.astype(np.float64)).mean(axes), rtol=1e-6)
 
 
 def change_config(layer: str, **changes: Any) -> Callable[[Keras], Any]:
@@ -1318,7 +1349,7 @@ QUANTIZER = {"class_name": "SteTern", "config": {"threshold_value": 0.05}}
         (change_config("conv1", strange=1), "known options of QuantConv2D conv1, got strange"),
         (
             change_config("conv2", use_bias=False),
-            "only weights this importer knows in QuantConv2D conv2, got bias",
+            "only tensors this importer knows, got 1 more: conv2/bias",
         ),
         (
             change_config("norm1", axis=[1]),
@@ -1342,6 +1373,9 @@ QUANTIZER = {"class_name": "SteTern", "config": {"threshold_value": 0.05}}
             "signs read by binary convolutions and maxima only, in limited",
         ),
         (change_layer("norm3", name="norm2"), "layers by different names"),
+        (change_layer("head", inputs=["leaky", "dense2", "quarter"]), "images, or vectors, in head"),
+        (change_layer("dense2", inputs=["limited"]), "16 inputs of dense2, got 144"),
+        (change_layer("quarter", inputs=["flat"]), "an image as the input of quarter, got a vector"),
         (
             change_weight("conv1", "kernel", first_is(np.nan)),
             "finite values in kernel of QuantConv2D conv1, got 1 NaN",
@@ -1358,7 +1392,7 @@ QUANTIZER = {"class_name": "SteTern", "config": {"threshold_value": 0.05}}
         (lambda net: net.find("conv1")["weights"].clear(), "a weight kernel of QuantConv2D conv1, got none"),
         (
             lambda net: net.find("drop")["weights"].update(spare=np.zeros(2, np.float32)),
-            "in Dropout drop, got spare",
+            "only tensors this importer knows, got 1 more: drop/spare",
         ),
     ],
 )
@@ -1399,6 +1433,18 @@ def test_larq_archives_hold_the_weights_of_their_layers(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConvertError, match=message):
             convert(save(change))
+
+
+def test_larq_long_lists_of_names_are_cut_into_several(tmp_path: Path) -> None:
+    path = larq_model().save(tmp_path)
+    expected = [layer.name for layer in convert(path).layers]
+    with h5py.File(path, "a") as file:
+        attributes = file["model_weights"].attrs
+        names = attributes["layer_names"]
+        del attributes["layer_names"]
+        for i, part in enumerate(np.array_split(names, 3)):
+            attributes[f"layer_names{i}"] = part
+    assert [layer.name for layer in convert(path).layers] == expected
 
 
 def test_larq_numbers_may_leave_gaps(tmp_path: Path) -> None:
@@ -1591,3 +1637,23 @@ def test_they_are_recognised_by_their_contents(tmp_path: Path) -> None:
     ):
         source = Checkpoint(path.rename(tmp_path / "net.bin"))
         assert [each for each in IMPORTERS if each.recognise(source)] == [importer]
+
+
+def test_unused_weights_may_be_accepted(tmp_path: Path) -> None:
+    keras = larq_model()
+    keras.find("drop")["weights"]["spare"] = np.zeros(2, np.float32)
+    tflite = lce_graph()
+    tflite.constant(np.zeros(2, np.float32), "spare")
+    for path in (keras.save(tmp_path), tflite.save(tmp_path)):
+        with pytest.raises(ConvertError, match=r"only tensors this importer knows, got 1 more: .*spare"):
+            convert(path)
+        assert "spare" in convert(path, accept_unused=True).info["unused"]
+
+
+def test_sizes_are_told_by_layer(tmp_path: Path) -> None:
+    sizes = bring_over(larq_model().save(tmp_path)).sizes
+    assert sizes["conv1/kernel"] == 4 * 3 * 3 * 32 * 32
+    assert sizes["norm1/gamma"] == 4 * 32
+    sizes = bring_over(lce_graph().save(tmp_path)).sizes
+    assert sizes["second.input1"] == 4 * 40 * 3 * 3 * 2
+    assert sizes["conv.input2"] == 4 * 8

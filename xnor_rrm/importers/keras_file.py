@@ -56,7 +56,7 @@ SILENT = re.compile(
 class Layer:
     """A layer of the graph.  kind : its class.  inputs : names of layers.
 
-    Options and weights are taken one by one, as checked values; `finish` raises for those left over.
+    arrays : its weights by name.  Options and weights are taken one by one, as checked values.
     """
 
     def __init__(self, kind: str, name: str, inputs: tuple[str, ...], config: Mapping[str, Any]) -> None:
@@ -134,11 +134,7 @@ class Layer:
         return value
 
     def finish(self) -> None:
-        """Raises ConvertError for weights and options not taken, but options of training or turned off."""
-        if self.arrays:
-            raise ConvertError(
-                f"only weights this importer knows in {self.where}", summary(sorted(self.arrays))
-            )
+        """Raises ConvertError for options not taken, but those of training and those turned off."""
         left = [
             key
             for key, value in self._left.items()
@@ -241,7 +237,7 @@ def _sequential(content: Any, root: Mapping[str, Any]) -> Network:
     if shape is None and isinstance(content, dict):
         shape = content.get("build_input_shape") or (root.get("build_config") or {}).get("input_shape")
     last = "input"
-    layers = []
+    layers: list[Layer] = []
     for number, entry in enumerate(entries):
         kind, config = plain_name(entry["class_name"]), entry["config"]
         name = str(entry.get("name") or config.get("name") or f"{kind}_{number}")

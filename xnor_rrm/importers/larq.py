@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import ConvertError
 from ..model import INPUT, Array, Model, Shape
 from . import keras_file
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Tensors
 from .keras_file import Layer
 from .original import Keep, Original, in_torch
 from .tf_network import Network, Value, finish_model, input_rule
@@ -63,8 +63,13 @@ def read(source: Checkpoint, *, size: int | None = None, mean: object = None, st
     shape = _input_shape(network, size)
     rule = input_rule(shape, mean, std)
     builder = Builder(network, shape)
+    unused: dict[str, Array] = {}
     for layer in network.layers:
+        arrays = {f"{layer.name}/{name}": array for name, array in layer.arrays.items()}
         builder.visit(layer)
+        unused |= {f"{layer.name}/{name}": array for name, array in layer.arrays.items()}
+        source.sizes.update({name: arrays[name].nbytes for name in arrays.keys() - unused.keys()})
+    Tensors(unused, source).finish()
     output = builder.values[network.output]
     return finish_model(source.name, source.path.name, TITLE, builder.network, output, rule)
 

@@ -20,7 +20,7 @@ from ..bits import unpack_signs
 from ..errors import ConvertError
 from ..model import INPUT, MAX_WINDOW_BITS, Array, Model, Shape
 from . import tflite_file
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Tensors
 from .original import Keep, Original, in_torch
 from .tf_network import Activation, Network, Pair, Value, finish_model, input_rule
 from .tf_torch import average_pool, flatten, max_pool, pad_same, sign
@@ -59,6 +59,8 @@ def read(source: Checkpoint, *, mean: object = None, std: object = None) -> Mode
     builder = Builder(graph, shape)
     for operator in graph.operators:
         builder.visit(operator)
+    source.sizes.update(builder.sizes)
+    Tensors(graph.unread(), source).finish()
     output = builder.values[graph.output]
     return finish_model(source.name, source.path.name, TITLE, builder.network, output, rule)
 
@@ -76,6 +78,7 @@ class Builder:
 
     def __init__(self, graph: Graph, input_shape: Shape) -> None:
         self.graph, self.network = graph, Network(input_shape)
+        self.sizes: dict[str, int] = {}
         self.values: dict[int, Value] = {graph.input: Value(INPUT)}
 
     def visit(self, operator: Operator) -> None:
@@ -152,6 +155,7 @@ class Call:
         if not np.isfinite(array).all():
             bad = int((~np.isfinite(array)).sum())
             raise ConvertError(f"finite values in input {index} of {self.where}", f"{bad} NaN or infinite")
+        self._builder.sizes[f"{self.name}.input{index}"] = array.nbytes
         return array
 
     def per_channel(self, index: int, channels: int) -> Array:

@@ -242,11 +242,8 @@ class Network:
 
     def affine(self, name: str, value: Value, scale: Array, shift: Array) -> Value:
         """x * scale + shift, float32[C] each."""
-        source = self._plain(value, name)
-        height, width, channels = self.shapes[source]
-        if (value.flat and height * width > 1) or len(scale) != channels:
-            raise ConvertError(f"{channels} channels of {name}", f"{len(scale)}")
-        return replace(self._add(Affine(name, (source,), scale, shift)), flat=value.flat)
+        layer = Affine(name, (self._of_channels(value, name, scale),), scale, shift)
+        return replace(self._add(layer), flat=value.flat)
 
     def batch_norm(
         self, name: str, value: Value, *, gamma: Array, beta: Array, mean: Array, var: Array, eps: float
@@ -265,11 +262,14 @@ class Network:
         return replace(self._add(Clip(name, (self._plain(value, name),), low, high)), flat=value.flat)
 
     def prelu(self, name: str, value: Value, slope: Array) -> Value:
-        return replace(self._add(PRelu(name, (self._plain(value, name),), slope)), flat=value.flat)
+        layer = PRelu(name, (self._of_channels(value, name, slope),), slope)
+        return replace(self._add(layer), flat=value.flat)
 
     def add(self, name: str, values: Sequence[Value]) -> Value:
         """The sum of two or more, taken in order."""
         total = values[0]
+        if len({value.flat for value in values}) > 1:
+            raise ConvertError(f"images, or vectors, in {name}", "both")
         for index, value in enumerate(values[1:], start=2):
             step = name if index == len(values) else f"{name}.{index}"
             layer = Add(step, (self._plain(total, name), self._plain(value, name)))
@@ -306,6 +306,14 @@ class Network:
             self._add(Sign(name, (value.layer,)))
         return name
 
+    def _of_channels(self, value: Value, name: str, values: Array) -> str:
+        """The layer of a value that has channels, as many as there are values."""
+        source = self._plain(value, name)
+        height, width, channels = self.shapes[source]
+        if (value.flat and height * width > 1) or len(values) != channels:
+            raise ConvertError(f"{channels} channels of {name}", f"{len(values)}")
+        return source
+
     def _at_least_zero(self, name: str) -> bool:
         layer = next((layer for layer in self.layers if layer.name == name), None)
         return isinstance(layer, Relu) or (isinstance(layer, Clip) and layer.low >= 0)
@@ -318,6 +326,8 @@ class Network:
             found = f"{kernel}, {stride}, {dilation}"
             raise ConvertError(f"kernel, stride and dilation of 1 to {MAX_SIDE} in {name}", found)
         padding = value.padding
+        if value.flat and kernel != self.shape(value)[:2]:
+            raise ConvertError(f"an image as the input of {name}", "a vector")
         if same:
             height, width, _ = self.shape(value)
             down = same_padding(height, kernel[0], stride[0], dilation[0])

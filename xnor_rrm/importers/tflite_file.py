@@ -128,6 +128,14 @@ class Graph:
             names.append(name)
         return tuple(names)
 
+    def unread(self) -> dict[str, Array]:
+        """The constants that no operator reads, by name."""
+        read = {index for operator in self.operators for index in operator.inputs}
+        constants = (
+            tensor for tensor in self.tensors if tensor.data is not None and tensor.index not in read
+        )
+        return {self.names[tensor.index]: self.constant(tensor.index) for tensor in constants}
+
     def constant(self, index: int) -> Array:
         """The array of a constant tensor; raises ConvertError for one that is none, or is misshapen."""
         tensor = self.tensors[index]
