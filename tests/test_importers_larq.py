@@ -1568,6 +1568,10 @@ def larq_bytes(form: str) -> bytes:
         return grey_model().save(Path(folder), form).read_bytes()
 
 
+def grey_config() -> str:
+    return json.dumps(grey_model().config(2))
+
+
 H5_BYTES = larq_bytes("h5 2")
 
 
@@ -1577,6 +1581,17 @@ def test_larq_damage_is_an_error_or_harmless(tmp_path: Path, damage: list[tuple[
     path = tmp_path / "net.h5"
     path.write_bytes(damaged(H5_BYTES, damage, structure=9000))
     assert outcome(path) is Model or issubclass(outcome(path), XnorError)
+
+
+def test_larq_a_heap_without_end_is_refused(tmp_path: Path) -> None:
+    """Over which the HDF5 library itself would go on for ever."""
+    heap = H5_BYTES.index(b"GCOL\x01\0\0\0") + 16
+    index, _, length = struct.unpack_from("<HH4xQ", H5_BYTES, heap)
+    assert (index, length) == (1, len(grey_config()))
+    path = tmp_path / "net.h5"
+    path.write_bytes(H5_BYTES[:heap] + bytes(16) + H5_BYTES[heap + 16 :])
+    with pytest.raises(ConvertError, match="objects of some size in a heap of the HDF5 file"):
+        convert(path)
 
 
 JSON_VALUES = st.recursive(

@@ -14,12 +14,13 @@ import io
 import json
 import math
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +38,8 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 LAYERS = ("layers", "_layer_checkpoint_dependencies")
 #: Beside a layer's own variables; of training.
 STATELESS = ("input_quantizer", "kernel_quantizer", "seed_generator")
+#: How a collection of strings begins in HDF5, and the size of its header and of each object's.
+HEAP, HEAP_HEADER = b"GCOL\x01\0\0\0", 16
 INSTALL = 'pip install "xnor-rrm[convert]"'
 
 MAX_CONFIG_BYTES = 1 << 24
@@ -170,7 +173,7 @@ def read(path: Path, head: bytes) -> Network:
         raise ConvertError(f"a file of at most {MAX_FILE} bytes", f"{path.stat().st_size}")
     with _damaged(path):
         if head.startswith(HDF5_MAGIC):
-            with path.open("rb") as file, _Store(file, path) as store:
+            with _Store(path.read_bytes(), path) as store:
                 network = _network(store.text("model_config"))
                 _take_named_weights(store, network)
             return network
@@ -184,7 +187,7 @@ def read(path: Path, head: bytes) -> Network:
             if members[0].file_size > MAX_CONFIG_BYTES:
                 raise ConvertError(f"a config of at most {MAX_CONFIG_BYTES} bytes", f"{members[0].file_size}")
             network = _network(archive.read(CONFIG).decode())
-            with _Store(io.BytesIO(archive.read(WEIGHTS)), path) as store:
+            with _Store(archive.read(WEIGHTS), path) as store:
                 _take_numbered_weights(store, network)
         return network
 
@@ -315,17 +318,18 @@ def _shape(value: Any) -> tuple[int | None, ...]:
 class _Store:
     """An HDF5 file. What is read of it lies within the file, and is counted."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path) -> None:
         try:
             import h5py
         except ImportError as error:
             raise ConvertError(
                 "the package h5py, to read Keras models", "none installed", f"{INSTALL}."
             ) from error
+        _check_heaps(data)
         self._h5py = h5py
-        self._size = path.stat().st_size
+        self._size = len(data)
         self._left = MAX_REREAD * self._size
-        self.root: h5py.File = h5py.File(file, "r")
+        self.root: h5py.File = h5py.File(io.BytesIO(data), "r")
 
     def __enter__(self) -> _Store:
         return self
@@ -399,6 +403,25 @@ class _Store:
                 return None
             found = found[name]
         return found
+
+
+def _check_heaps(data: bytes) -> None:
+    """Raises ConvertError for a heap of strings over which the HDF5 library would go on for ever.
+
+    It walks a collection object by object, and never leaves a free one of size 0 (HDFGroup/hdf5 issue 1707).
+    """
+    start = data.find(HEAP)
+    while start >= 0:
+        size = int.from_bytes(data[start + 8 : start + 16], "little")
+        end = min(start + size, len(data)) - HEAP_HEADER
+        at = start + HEAP_HEADER
+        while at <= end:
+            index, _references, length = struct.unpack_from("<HH4xQ", data, at)
+            step = HEAP_HEADER + -(-length // 8) * 8 if index else length
+            if not step:
+                raise ConvertError("objects of some size in a heap of the HDF5 file", f"one of none at {at}")
+            at += step
+        start = data.find(HEAP, start + 1)
 
 
 def _take_named_weights(store: _Store, network: Network) -> None:
