@@ -1594,6 +1594,26 @@ def test_larq_a_heap_without_end_is_refused(tmp_path: Path) -> None:
         convert(path)
 
 
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("index", [1, 9999])
+def test_larq_a_string_longer_than_the_file_is_refused_unread(
+    tmp_path: Path, libver: str, index: int
+) -> None:
+    path = tmp_path / "net.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        file.attrs["model_config"] = grey_config()
+        grey_model().write_named(file.create_group("model_weights"), 3)
+    whole = path.read_bytes()
+    convert(path)
+    start = whole.index(b"GCOL\x01\0\0\0")
+    reference = struct.pack("<IQI", len(grey_config()), start, 1)
+    assert whole.count(reference) == 1
+    changed = whole.replace(reference, struct.pack("<IQI", 2**31, start, index))
+    path.write_bytes(changed)
+    with pytest.raises(ConvertError, match=r"model_config of / within the file's|cut or damaged"):
+        convert(path)
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 10**6) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -40,6 +40,10 @@ LAYERS = ("layers", "_layer_checkpoint_dependencies")
 STATELESS = ("input_quantizer", "kernel_quantizer", "seed_generator")
 #: How a collection of strings begins in HDF5, and the size of its header and of each object's.
 HEAP, HEAP_HEADER = b"GCOL\x01\0\0\0", 16
+#: Messages of HDF5's object headers, and the class of strings of variable length.
+ATTRIBUTE, CONTINUATION, VARIABLE = 12, 16, 9
+#: By version of an HDF5 file: where the address is that all others are relative to.
+BASE_ADDRESS = {0: slice(24, 32), 1: slice(28, 36), 2: slice(12, 20), 3: slice(12, 20)}
 INSTALL = 'pip install "xnor-rrm[convert]"'
 
 MAX_CONFIG_BYTES = 1 << 24
@@ -326,8 +330,10 @@ class _Store:
                 "the package h5py, to read Keras models", "none installed", f"{INSTALL}."
             ) from error
         _check_heaps(data)
+        if any(data[BASE_ADDRESS[data[len(HDF5_MAGIC)]]]):
+            raise ConvertError("an HDF5 file without a user block", "one with, or a damaged one")
         self._h5py = h5py
-        self._size = len(data)
+        self._data, self._size = data, len(data)
         self._left = MAX_REREAD * self._size
         self.root: h5py.File = h5py.File(io.BytesIO(data), "r")
 
@@ -344,7 +350,7 @@ class _Store:
                 f"attributes {summary(sorted(self.root.attrs)) or 'none'}",
                 "Save the model with model.save(path), not its weights alone.",
             )
-        value = self.root.attrs[attribute]
+        value = self._attribute(self.root, attribute)
         text = value.decode() if isinstance(value, bytes) else str(value)
         if len(text) > MAX_CONFIG_BYTES:
             raise ConvertError(f"a config of at most {MAX_CONFIG_BYTES} bytes", str(len(text)))
@@ -358,10 +364,22 @@ class _Store:
             if key not in group.attrs:
                 break
             keys.append(key)
-        values = [value for key in keys for value in np.asarray(group.attrs[key]).reshape(-1).tolist()]
+        values = [
+            value for key in keys for value in np.asarray(self._attribute(group, key)).reshape(-1).tolist()
+        ]
         if not keys or len(values) > MAX_NAMES:
             raise ConvertError(f"{attribute} of {group.name}", "none" if not keys else f"{len(values)}")
         return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+    def _attribute(self, group: h5py.Group, key: str) -> Any:
+        """A string or a list of strings."""
+        stored = group.attrs.get_id(key)
+        lengths = _string_lengths(self._data, self._h5py.h5o.get_info(group.id).addr, key)
+        self._left -= sum(lengths)
+        count = math.prod(stored.shape)
+        if max(count * stored.dtype.itemsize, sum(lengths)) > self._size or self._left < 0:
+            raise ConvertError(f"{key} of {group.name} within the file's {self._size} bytes", "more")
+        return group.attrs[key]
 
     def group(self, parent: h5py.Group, path: str) -> h5py.Group:
         found = self._find(parent, path)
@@ -408,7 +426,7 @@ class _Store:
 def _check_heaps(data: bytes) -> None:
     """Raises ConvertError for a heap of strings over which the HDF5 library would go on for ever.
 
-    It walks a collection object by object, and never leaves a free one of size 0 (HDFGroup/hdf5 issue 1707).
+    It walks a heap object by object, and never leaves a free one of size 0 (HDFGroup/hdf5 issue 1707).
     """
     start = data.find(HEAP)
     while start >= 0:
@@ -416,12 +434,58 @@ def _check_heaps(data: bytes) -> None:
         end = min(start + size, len(data)) - HEAP_HEADER
         at = start + HEAP_HEADER
         while at <= end:
-            index, _references, length = struct.unpack_from("<HH4xQ", data, at)
+            index, length = struct.unpack_from("<H6xQ", data, at)
             step = HEAP_HEADER + -(-length // 8) * 8 if index else length
             if not step:
                 raise ConvertError("objects of some size in a heap of the HDF5 file", f"one of none at {at}")
             at += step
         start = data.find(HEAP, start + 1)
+
+
+def _string_lengths(data: bytes, header: int, name: str) -> list[int]:
+    """The lengths that an attribute's strings claim, which the HDF5 library allocates before it looks.
+
+    header : where the object header is.  None for strings of fixed length, which lie in the attribute.
+    """
+    for at, size in _messages(data, header):
+        version, flags, *sizes = struct.unpack_from("<BBHHH", data, at)
+        start = at + (9 if version == 3 else 8)
+        name_size, type_size, space_size = (-(-s // 8) * 8 if version == 1 else s for s in sizes)
+        if data[start : start + sizes[0]].rstrip(b"\0") != name.encode():
+            continue
+        kind = data[start + name_size] & 15
+        first = start + name_size + type_size + space_size
+        if version > 3 or (version > 1 and flags):
+            break
+        places = range(first, at + size - 15, 16) if kind == VARIABLE else ()
+        return [struct.unpack_from("<I", data, place)[0] for place in places]
+    raise ConvertError(f"the attribute {name} in the header of an HDF5 group", "stored otherwise")
+
+
+def _messages(data: bytes, header: int) -> Iterator[tuple[int, int]]:
+    """(Where it is, its size) of each attribute message of an object header of version 1 or 2."""
+    if data[header : header + 4] == b"OHDR":
+        flags = data[header + 5]
+        start = header + 6 + (16 if flags & 32 else 0) + (4 if flags & 16 else 0)
+        width = 1 << (flags & 3)
+        layout, prefix = "<BH", 6 if flags & 4 else 4
+        blocks = [(start + width, int.from_bytes(data[start : start + width], "little"))]
+    else:
+        layout, prefix = "<HH", 8
+        blocks = [(header + 16, struct.unpack_from("<I", data, header + 8)[0])]
+    left = MAX_NAMES
+    while blocks and left:
+        at, size = blocks.pop()
+        end = min(at + size, len(data))
+        while at + prefix <= end and (left := left - 1):
+            kind, length = struct.unpack_from(layout, data, at)
+            at += prefix
+            if kind == CONTINUATION:
+                where, size = struct.unpack_from("<QQ", data, at)
+                blocks.append((where, size) if layout == "<HH" else (where + 4, max(size - 8, 0)))
+            elif kind == ATTRIBUTE:
+                yield at, length
+            at += length
 
 
 def _take_named_weights(store: _Store, network: Network) -> None:
