@@ -28,6 +28,8 @@ from . import (
     binarynet,
     bireal,
     bmxnet,
+    larq,
+    lce,
     onnx_graph,
     packed_pytorch,
     reactnet,
@@ -64,6 +66,8 @@ IMPORTERS: tuple[Importer, ...] = (
     bireal,
     reactnet,
     binarynet,
+    lce,
+    larq,
     onnx_graph,
 )
 

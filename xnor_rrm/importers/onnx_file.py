@@ -20,7 +20,7 @@ from ..model import Array
 if TYPE_CHECKING:
     import onnx
 
-INSTALL = 'pip install "xnor-rrm[onnx]"'
+INSTALL = 'pip install "xnor-rrm[convert]"'
 
 #: The operator sets whose definitions are known here, of the default domain.
 OPSETS = range(7, 27)
