@@ -110,9 +110,6 @@ def _rows(layer: BinaryLayer) -> None:
 def _set_rows(layer: BinaryLayer) -> None:
     x = layer
     listed = (x.pixels, x.pixels, x.outputs)
-    if not rows.can_sum_sets(x.step):
-        _xnor(x)
-        return
     rows.list_sets(x.last, x.step, *x.sets)
     rows.conv_set_rows(*x.sets, x.table, x.base, x.classes, x.step, x.starts, *listed, x.sums, x.mismatches)
     if x.zero_padded:
@@ -124,16 +121,18 @@ class Variant:
     """A way to bring a `BinaryLayer` up to date with its current frame.
 
     cached : needs `mismatches` of the frame before (any variant leaves them); else computes from nothing.
+    takes : whether it can compute a layer of such a STEP.
     """
 
     run: Callable[[BinaryLayer], None]
     cached: bool
+    takes: Callable[[Any], bool] = lambda step: True
 
 
 #: Every kernel of a binary convolution, by name. The first dense and the first cached one are the references.
 VARIANTS: dict[str, Variant] = {
     "xnor": Variant(_xnor, cached=False),
     "xnor_update": Variant(_xnor_update, cached=True),
-    "set_rows": Variant(_set_rows, cached=False),
+    "set_rows": Variant(_set_rows, cached=False, takes=rows.can_sum_sets),
     "rows": Variant(_rows, cached=True),
 }

@@ -80,7 +80,7 @@ def tile_pixels(out_words: int, touching: bool) -> int:
 
 def can_sum_sets(step: Any) -> bool:
     """Whether `conv_set_rows` takes the layer: a vector is of one pixel, and its sums fit fourteen planes."""
-    return step["out_words"] % 8 == 0 and step["kh"] * step["kw"] * step["cin"] <= MOST_SET
+    return bool(step["out_words"] % 8 == 0 and step["kh"] * step["kw"] * step["cin"] <= MOST_SET)
 
 
 def flip_lists(flips: int, step: Any) -> tuple[Any, Any, Any, Any, Any, Any]:

@@ -579,6 +579,13 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
     )
 
 
+def xnor_alone(plan: Plan) -> Plan:
+    """The plan with dense binary frames always computed by xnor-popcount: every other engine's way."""
+    steps = plan.steps.copy()
+    steps["set_limit"] = 0
+    return replace(plan, steps=steps)
+
+
 def describe(model: Model) -> list[tuple[str, tuple[str, ...], str]]:
     """(step name, layers fused into it, kind) of every step, in order of execution."""
     return [(info.name, info.layers, info.kind) for info in model.plan.info]
