@@ -18,8 +18,10 @@ from .elementwise import normalise, run_program
 from .float_conv import conv_float
 from .jit import inline, jit
 from .layout import SOURCE, copy_pixels
+from .listing import list_flips, list_sets
 from .pool import pool
-from .rows import conv_rows, conv_set_rows, list_flips, list_sets
+from .rows import conv_rows
+from .set_rows import conv_set_rows
 from .simd import load, splat, store
 from .threshold import threshold_bits
 from .window import (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .kernels.jit import cache_folder, sources_digest
-from .kernels.rows import can_sum_sets
+from .kernels.set_rows import can_sum_sets
 
 if TYPE_CHECKING:
     from .model import Model
