@@ -102,13 +102,13 @@ def list_flips(diff: Any, last: Any, s: Any, risen: Any, fallen: Any, starts: An
         for x in range(width):
             put(starts, line + x, np.int64(get(scratch, before_at + x * words)))
         for k in range(ups):
-            i = np.int64(get(scratch, up_at + k))
-            bits = get(diff, at + i) & get(last, at + i)
-            up = _list_word(bits, np.int32(get(scratch, entry_at + i)), step, risen, up)
+            word_at: Any = np.int64(get(scratch, up_at + k))
+            bits = get(diff, at + word_at) & get(last, at + word_at)
+            up = _list_word(bits, np.int32(get(scratch, entry_at + word_at)), step, risen, up)
         for k in range(downs):
-            i = np.int64(get(scratch, down_at + k))
-            bits = get(diff, at + i) & ~get(last, at + i)
-            down = _list_word(bits, np.int32(get(scratch, entry_at + i)), step, fallen, down)
+            word_at = np.int64(get(scratch, down_at + k))
+            bits = get(diff, at + word_at) & ~get(last, at + word_at)
+            down = _list_word(bits, np.int32(get(scratch, entry_at + word_at)), step, fallen, down)
         put(starts, line + width, np.int64(up) | (np.int64(down) << np.int64(32)))
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -175,15 +175,14 @@ def _convolution(
     height, width, channels = shape
     if padding == (0, 0):
         height, width = height + sum(window.padding[:2]), width + sum(window.padding[2:])
-    size, stride, dilation = (1, channels, height, width), window.stride, window.dilation
+    size, pads = [1, channels, height, width], list(padding)
+    stride, dilation = list(window.stride), list(window.dilation)
     kind = "relu" if relu else "none"
     prepacked, mkldnn = torch.ops.mkldnn_prepacked, torch.ops.mkldnn
-    packed = prepacked.conv2d_prepack(kernel, shift, stride, padding, dilation, groups, size, kind)
-    reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(
-        kernel.contiguous(memory_format=torch.channels_last).to_mkldnn(),
-        padding, stride, dilation, groups, size,
-    )  # fmt: skip
-    pointwise = (reordered, shift, padding, stride, dilation, groups, kind, [], "")
+    packed = prepacked.conv2d_prepack(kernel, shift, stride, pads, dilation, groups, size, kind)
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
+    blocked = reorder(kernel.to_mkldnn(), pads, stride, dilation, groups, size)
+    pointwise: tuple[Any, ...] = (blocked, shift, pads, stride, dilation, groups, kind, [], "")
     forms: tuple[Operation, ...] = (
         lambda x: prepacked.conv2d_run(pad(x), packed),
         lambda x: mkldnn._convolution_pointwise(pad(x), *pointwise),
