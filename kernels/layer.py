@@ -101,6 +101,7 @@ def _rows(layer: BinaryLayer) -> None:
     x = layer
     risen, fallen, starts, scratch, *places = x.lists
     listing.list_flips(x.diff, x.last, x.step, risen, fallen, starts, scratch)
+    rows.read_ahead(x.table, x.step, starts, scratch)
     rows.conv_rows(
         risen, fallen, starts, x.table, x.step, 0, int(x.step["ho"]),
         *places, x.counts, x.mismatches, x.changed,
