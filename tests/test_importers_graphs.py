@@ -981,7 +981,7 @@ DAMAGED: dict[Any, bytes] = {}
 def test_without_onnx_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(residual, tmp_path)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConvertError, match=r'pip install "xnor-rrm\[onnx\]"'):
+    with pytest.raises(ConvertError, match=r'pip install "xnor-rrm\[convert\]"'):
         convert(path)
 
 

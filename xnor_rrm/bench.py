@@ -17,8 +17,10 @@ import numpy.typing as npt
 from .errors import VideoError
 from .machine import machine_fingerprint, versions
 from .model import Mode, Model
+from .plan import Plan, xnor_alone
 from .preprocess import Preprocessor
 from .stats import LayerStats, flip_rate
+from .stream import Stream
 
 if TYPE_CHECKING:
     from .torch_reference import FloatTwin
@@ -45,6 +47,8 @@ def bench(
         first_difference : the first frame, from 0, where they had not, or None.
     dense_ms, cached_ms, speedup; binary_dense_ms, binary_cached_ms, binary_speedup : of the whole network,
         and of its binary convolutions alone.
+    binary_popcount_ms, binary_speedup_popcount : of a third stream, dense by xnor-popcount alone, and how
+        many times faster the cached one is.
     flip_rate : mean share of flipped input bits, see `stats.flip_rate`; the first frame is left out.
     torch_fp32_ms : the same network as float convolutions in PyTorch (oneDNN), one thread, in the same
         loop, without resize and crop; None where torch is absent.
@@ -59,10 +63,11 @@ def bench(
     if not head:
         raise VideoError("at least one frame", "none")
     with _float_lane(model) as torch:
-        for lane in (_Lane(model, "dense"), _Lane(model, "cached")):
+        plan = xnor_alone(model.plan)
+        for lane in (_Lane(model, "dense"), _Lane(model, "cached"), _Lane(model, "dense", plan)):
             for frame in head:
                 lane(frame)
-        dense, cached = _Lane(model, "dense"), _Lane(model, "cached")
+        dense, cached, popcount = _Lane(model, "dense"), _Lane(model, "cached"), _Lane(model, "dense", plan)
         differing: list[int] = []
         for number, frame in enumerate(itertools.chain(head, remaining)):
             if number % 2:
@@ -71,6 +76,7 @@ def bench(
                 theirs, ours = dense(frame), cached(frame)
             if ours.tobytes() != theirs.tobytes():
                 differing.append(number)
+            popcount(frame)
             if torch:
                 torch(frame)
 
@@ -81,6 +87,7 @@ def bench(
         "cached_ms": cached.seconds[settled],
         "binary_dense_ms": [_binary_seconds(stats) for stats in dense_stats],
         "binary_cached_ms": [_binary_seconds(stats) for stats in cached_stats],
+        "binary_popcount_ms": [_binary_seconds(stats) for stats in popcount.stats[settled]],
         "torch_fp32_ms": torch.seconds[settled] if torch else [],
     }
     median = {name: _median_ms(values) for name, values in seconds.items()}
@@ -97,6 +104,8 @@ def bench(
         "binary_dense_ms": median["binary_dense_ms"],
         "binary_cached_ms": median["binary_cached_ms"],
         "binary_speedup": _ratio(median["binary_dense_ms"], median["binary_cached_ms"]),
+        "binary_popcount_ms": median["binary_popcount_ms"],
+        "binary_speedup_popcount": _ratio(median["binary_popcount_ms"], median["binary_cached_ms"]),
         "flip_rate": _mean([flip_rate(stats) for stats in cached_stats]),
         "torch_fp32_ms": median["torch_fp32_ms"],
         "spread": {name: _quartiles_ms(values) for name, values in seconds.items()},
@@ -112,8 +121,8 @@ def bench(
 class _Lane:
     """A stream with its seconds and statistics, frame by frame."""
 
-    def __init__(self, model: Model, mode: Mode) -> None:
-        self._stream = model.stream(mode)
+    def __init__(self, model: Model, mode: Mode, plan: Plan | None = None) -> None:
+        self._stream = Stream(model, mode, plan) if plan else model.stream(mode)
         self.seconds: list[float] = []
         self.stats: list[tuple[LayerStats, ...]] = []
 

@@ -17,7 +17,7 @@ from . import policy
 from .bits import pack_signs
 from .errors import ModelError
 from .fold import FOLDABLE, fold
-from .kernels import float_conv, rows, xnor
+from .kernels import float_conv, row_table, set_rows, xnor
 from .kernels.elementwise import FIELDS, REGISTER, Op
 from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
@@ -283,8 +283,8 @@ class _Builder:
             classes, outside, valid = classes[:0], outside[:1], valid[:0]
         absorbed = group is not None and self._to_bits(step, layer, group, classes, outside, valid)
         touching = layer.window.dilation[1] == 1 or layer.window.kernel[1] == 1
-        step["tile"] = rows.tile_pixels(int(step["out_words"]), touching)
-        step["table"] = self.const["uint64"].add(rows.build_table(layer.weight, layer.channels, step))
+        step["tile"] = row_table.tile_pixels(int(step["out_words"]), touching)
+        step["table"] = self.const["uint64"].add(row_table.build_table(layer.weight, layer.channels, step))
         step["band"] = max(1, BAND_BYTES // int(2 * step["lanes"] * step["wo"]))
         self.need(
             band_u16=int(step["band"] * step["wo"] * step["lanes"]), identity=int(step["band"] * step["wo"])
@@ -297,9 +297,11 @@ class _Builder:
             list_words=5 * int(step["wp"] * step["words"] + 8),
             counts=int(step["wo"]),
         )
-        if rows.can_sum_sets(step) and (limit := policy.set_limit(step, self.costs)):
+        if set_rows.can_sum_sets(step) and (limit := policy.set_limit(step, self.costs)):
             step["set_limit"] = limit
-            step["base"] = self.const["uint16"].add(rows.base_of_sets(layer.weight, step, layer.pad_value))
+            step["base"] = self.const["uint16"].add(
+                set_rows.base_of_sets(layer.weight, step, layer.pad_value)
+            )
             step["base_classes"] = self.const["int64"].add(xnor.outside_tables(layer.weight, step)[0])
             self.need(
                 set_entries=int(step["hp"] * step["wp"]) * (layer.channels + 16),
@@ -577,6 +579,13 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
         output=(y.offset, h * w, y.stride, c),
         bits={name: (offset, model.shapes[name]) for name, offset in b.bits.items()},
     )
+
+
+def xnor_alone(plan: Plan) -> Plan:
+    """The plan with dense binary frames always computed by xnor-popcount: every other engine's way."""
+    steps = plan.steps.copy()
+    steps["set_limit"] = 0
+    return replace(plan, steps=steps)
 
 
 def describe(model: Model) -> list[tuple[str, tuple[str, ...], str]]:
