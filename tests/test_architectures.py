@@ -186,7 +186,7 @@ SOURCES: dict[str, tuple[Source, dict[str, Any]]] = {
     ),
     "binarynet_resnet": (checkpoint(lambda: training.BinaryResNet(80, 3)), {}),
     "binarynet_mlp": (checkpoint(lambda: training.Mlp(2048)), {"binarized": True}),
-    "lce": (lambda folder: larq.lce_graph().save(folder), {}),
+    "lce": (larq.lce_graph().save, {}),
     **{f"larq {form}": (partial(larq.larq_model().save, form=form), {}) for form in larq.FORMS},
     "larq sequence": (partial(larq.grey_model().save, sequential=True), {}),
     **{f"onnx {each.__name__}": (partial(graphs.save, each), {}) for each in graphs.NETS},
@@ -203,8 +203,7 @@ def test_they_pass_in_the_engine(tmp_path: Path, name: str) -> None:
     conversion = bring_over(make(tmp_path), **options)
     report = verify(conversion.model, conversion.original(), frames(conversion.model, 2))
     assert report.passed, report.failures
-    assert max(layer.off for layer in report.layers.values()) < 1
-    assert report.layers, "no sign was compared"
+    assert max(layer.off for layer in report.layers.values()) < 1  # and there are some
 
 
 # What cannot be brought over
