@@ -22,7 +22,7 @@ from models import Builder, every_kind
 from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.bits import pack_signs, unpack_signs
 from xnor_rrm.errors import ConvertError, ShapeError
-from xnor_rrm.importers import IMPORTERS, bmxnet, packed_pytorch, xnor_net_pytorch
+from xnor_rrm.importers import IMPORTERS, bmxnet, bring_over, packed_pytorch, xnor_net_pytorch
 from xnor_rrm.importers.checkpoint import Checkpoint, Tensors
 from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign, Window
 from xnor_rrm.torch_reference import FloatTwin
@@ -791,12 +791,14 @@ def test_without_torch_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.M
     model = convert(path)
     monkeypatch.setitem(sys.modules, "torch", None)
     remedy = re.escape('pip install "xnor-rrm[torch]"')
+    assert [layer.name for layer in convert(path).layers] == [layer.name for layer in model.layers]
     with pytest.raises(ConvertError, match=remedy):
-        convert(path)
+        bring_over(path).original()
     with pytest.raises(XnorError, match=remedy):
         FloatTwin(model)
     path, options = write_bmxnet(tmp_path)
-    convert(path, **options)
+    with pytest.raises(ConvertError, match=remedy):
+        bring_over(path, **options).original()
 
 
 # The float network, layer by layer against the oracle

@@ -30,6 +30,9 @@ Mode = Literal["cached", "dense"]
 #: The name by which layers refer to the network's input.
 INPUT = "input"
 
+#: Most values that an activation may have.
+MAX_ACTIVATION = 1 << 28
+
 #: Most bits under one binary window: mismatches are counted in uint16.
 MAX_WINDOW_BITS = 65535
 
@@ -320,6 +323,13 @@ class Add(Layer):
         return shapes[0]
 
 
+def _bounded(shape: Shape, name: str) -> Shape:
+    """A shape that may be many times the input's: a few layers in a row could make it any number."""
+    if math.prod(shape) > MAX_ACTIVATION:
+        raise ModelError(f"at most {MAX_ACTIVATION} values from {name!r}", str(shape))
+    return shape
+
+
 @dataclass(frozen=True, eq=False)
 class Concat(Layer):
     """Channels of two or more inputs of one height and width, one input after the other."""
@@ -330,7 +340,7 @@ class Concat(Layer):
         if len({shape[:2] for shape in shapes}) != 1:
             sizes = " and ".join(f"{height}x{width}" for height, width, _ in shapes)
             raise ModelError("inputs of one height and width", f"{self.name}: {sizes}")
-        return (*shapes[0][:2], sum(channels for _, _, channels in shapes))
+        return _bounded((*shapes[0][:2], sum(channels for _, _, channels in shapes)), self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,7 +355,7 @@ class Upsample(Layer):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         height, width, channels = shapes[0]
-        return (height * self.factor, width * self.factor, channels)
+        return _bounded((height * self.factor, width * self.factor, channels), self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ import numpy as np
 from safetensors.numpy import save as write_container
 
 from .errors import ModelError, ModelFileError
-from .model import LAYER_KINDS, Array, Layer, Model
+from .model import LAYER_KINDS, MAX_ACTIVATION, Array, Layer, Model
 
 #: Version written, and the newest that is read.
 VERSION = 1
@@ -37,8 +37,6 @@ MAX_HEADER = 1 << 20
 MAX_RANK = 8
 #: Largest magnitude of any integer in the description.
 MAX_INTEGER = 65535
-#: Most values in one layer's output.
-MAX_ACTIVATION = 1 << 28
 
 DTYPES = {
     "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",

@@ -38,6 +38,7 @@ from . import (
 )
 from .checkpoint import Checkpoint, summary
 from .original import Original
+from .torch_file import INSTALL
 
 
 class Importer(Protocol):
@@ -107,7 +108,15 @@ def bring_over(
     model = importer.read(source, **options)
     notes, sizes = (source.notes, source.sizes) if isinstance(source, Checkpoint) else ({}, {})
     model = replace(model, info=model.info | notes)
-    return Conversion(model, sizes, partial(importer.original, source, **options))
+    return Conversion(model, sizes, partial(_original, importer, source, options))
+
+
+def _original(importer: Importer, source: Any, options: Mapping[str, Any]) -> Original:
+    try:
+        return importer.original(source, **options)
+    except ModuleNotFoundError as error:
+        missing = f"no package {error.name}"
+        raise ConvertError("PyTorch, to run the original", missing, f"{INSTALL}.") from error
 
 
 def _importer(source: Checkpoint) -> Importer:

@@ -46,9 +46,11 @@ ATTRIBUTE, CONTINUATION, VARIABLE = 12, 16, 9
 BASE_ADDRESS = {0: slice(24, 32), 1: slice(28, 36), 2: slice(12, 20), 3: slice(12, 20)}
 INSTALL = 'pip install "xnor-rrm[convert]"'
 
-MAX_CONFIG_BYTES = 1 << 24
+MAX_CONFIG_BYTES = 1 << 22
 MAX_FILE = 1 << 30
-MAX_NAMES = 1 << 16
+MAX_NAMES, MAX_LAYERS = 1 << 16, 1 << 14
+#: Most messages looked at in the object headers of a file.
+MAX_MESSAGES = 1 << 16
 #: Every weight is read once; so much of a file may have several names.
 MAX_REREAD = 2
 MAX_SIDE = 8192
@@ -245,6 +247,7 @@ def _sequential(content: Any, root: Mapping[str, Any]) -> Network:
         shape = content.get("build_input_shape") or (root.get("build_config") or {}).get("input_shape")
     last = "input"
     layers: list[Layer] = []
+    _check_count(entries)
     for number, entry in enumerate(entries):
         kind, config = plain_name(entry["class_name"]), entry["config"]
         name = str(entry.get("name") or config.get("name") or f"{kind}_{number}")
@@ -261,6 +264,7 @@ def _functional(content: Mapping[str, Any]) -> Network:
     layers: list[Layer] = []
     shape: object = None
     known: set[str] = set()
+    _check_count(content["layers"])
     for entry in content["layers"]:
         kind, config = plain_name(entry["class_name"]), entry["config"]
         name = str(entry.get("name") or config["name"])
@@ -277,6 +281,11 @@ def _functional(content: Mapping[str, Any]) -> Network:
     if not known.issuperset((source, output)):
         raise ConvertError("an input and an output among the layers", f"{source}, {output}")
     return Network(tuple(layers), source, output, _shape(shape))
+
+
+def _check_count(entries: Any) -> None:
+    if len(entries) > MAX_LAYERS:
+        raise ConvertError(f"at most {MAX_LAYERS} layers", str(len(entries)))
 
 
 def _endpoint(value: Any) -> str:
@@ -334,7 +343,7 @@ class _Store:
             raise ConvertError("an HDF5 file without a user block", "one with, or a damaged one")
         self._h5py = h5py
         self._data, self._size = data, len(data)
-        self._left = MAX_REREAD * self._size
+        self._left, self._turns = MAX_REREAD * self._size, iter(range(MAX_MESSAGES))
         self.root: h5py.File = h5py.File(io.BytesIO(data), "r")
 
     def __enter__(self) -> _Store:
@@ -374,7 +383,7 @@ class _Store:
     def _attribute(self, group: h5py.Group, key: str) -> Any:
         """A string or a list of strings."""
         stored = group.attrs.get_id(key)
-        lengths = _string_lengths(self._data, self._h5py.h5o.get_info(group.id).addr, key)
+        lengths = _string_lengths(self._data, self._h5py.h5o.get_info(group.id).addr, key, self._turns)
         self._left -= sum(lengths)
         count = math.prod(stored.shape)
         if max(count * stored.dtype.itemsize, sum(lengths)) > self._size or self._left < 0:
@@ -426,9 +435,10 @@ class _Store:
 def _check_heaps(data: bytes) -> None:
     """Raises ConvertError for a heap of strings over which the HDF5 library would go on for ever.
 
-    It walks a heap object by object, and never leaves a free one of size 0 (HDFGroup/hdf5 issue 1707).
+    It walks a heap object by object, and never leaves a free one of size 0 (HDFGroup/hdf5 issue 1707). Heaps
+    within others are walked again and again: all of them may have as many objects as the file has room for.
     """
-    start = data.find(HEAP)
+    start, left = data.find(HEAP), len(data) // HEAP_HEADER
     while start >= 0:
         size = int.from_bytes(data[start + 8 : start + 16], "little")
         end = min(start + size, len(data)) - HEAP_HEADER
@@ -438,16 +448,19 @@ def _check_heaps(data: bytes) -> None:
             step = HEAP_HEADER + -(-length // 8) * 8 if index else length
             if not step:
                 raise ConvertError("objects of some size in a heap of the HDF5 file", f"one of none at {at}")
+            if not (left := left - 1):
+                raise ConvertError("heaps of the HDF5 file beside each other", "some within others")
             at += step
         start = data.find(HEAP, start + 1)
 
 
-def _string_lengths(data: bytes, header: int, name: str) -> list[int]:
+def _string_lengths(data: bytes, header: int, name: str, turns: Iterator[int]) -> list[int]:
     """The lengths that an attribute's strings claim, which the HDF5 library allocates before it looks.
 
-    header : where the object header is.  None for strings of fixed length, which lie in the attribute.
+    header : where the object header is.  turns : one is taken for each message looked at.
+    None for strings of fixed length, which lie in the attribute.
     """
-    for at, size in _messages(data, header):
+    for at, size in _messages(data, header, turns):
         version, flags, *sizes = struct.unpack_from("<BBHHH", data, at)
         start = at + (9 if version == 3 else 8)
         name_size, type_size, space_size = (-(-s // 8) * 8 if version == 1 else s for s in sizes)
@@ -462,7 +475,7 @@ def _string_lengths(data: bytes, header: int, name: str) -> list[int]:
     raise ConvertError(f"the attribute {name} in the header of an HDF5 group", "stored otherwise")
 
 
-def _messages(data: bytes, header: int) -> Iterator[tuple[int, int]]:
+def _messages(data: bytes, header: int, turns: Iterator[int]) -> Iterator[tuple[int, int]]:
     """(Where it is, its size) of each attribute message of an object header of version 1 or 2."""
     if data[header : header + 4] == b"OHDR":
         flags = data[header + 5]
@@ -473,11 +486,12 @@ def _messages(data: bytes, header: int) -> Iterator[tuple[int, int]]:
     else:
         layout, prefix = "<HH", 8
         blocks = [(header + 16, struct.unpack_from("<I", data, header + 8)[0])]
-    left = MAX_NAMES
-    while blocks and left:
+    while blocks:
         at, size = blocks.pop()
         end = min(at + size, len(data))
-        while at + prefix <= end and (left := left - 1):
+        while at + prefix <= end:
+            if next(turns, None) is None:
+                raise ConvertError(f"at most {MAX_MESSAGES} messages in an HDF5 file's headers", "more")
             kind, length = struct.unpack_from(layout, data, at)
             at += prefix
             if kind == CONTINUATION:

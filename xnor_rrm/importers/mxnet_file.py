@@ -31,7 +31,7 @@ ARRAY_V1, ARRAY_V2 = 0xF993FAC8, 0xF993FAC9
 DTYPES = {0: "<f4", 1: "<f8"}
 MAX_DIMENSIONS = 8
 
-MAX_SYMBOL_BYTES = 1 << 24
+MAX_SYMBOL_BYTES, MAX_NODES = 1 << 22, 1 << 14
 MAX_LITERAL = 100
 MAX_WINDOW = 1024
 
@@ -182,7 +182,10 @@ def read_symbol(path: Path) -> list[Node]:
                 f"a symbol JSON of at most {MAX_SYMBOL_BYTES} bytes", f"{path.name}, a larger file"
             )
         graph: list[Node] = []
-        for node in json.loads(path.read_bytes())["nodes"]:
+        nodes = json.loads(path.read_bytes())["nodes"]
+        if len(nodes) > MAX_NODES:
+            raise ConvertError(f"at most {MAX_NODES} nodes in {path.name}", str(len(nodes)))
+        for node in nodes:
             inputs = [graph[int(index)].name for index, *_ in node["inputs"]]
             if any(index < 0 or output != 0 for index, output, *_ in node["inputs"]):
                 raise ConvertError(
@@ -194,7 +197,7 @@ def read_symbol(path: Path) -> list[Node]:
             graph.append(Node(str(node["op"]), str(node["name"]), inputs, written))
     except OSError as error:
         raise ConvertError("a readable symbol JSON", f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
         raise ConvertError(
             "a symbol JSON, its nodes in order of execution", f"{path.name}, which is not"
         ) from error

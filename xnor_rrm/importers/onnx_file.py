@@ -29,6 +29,10 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 #: What protobuf itself can hold in one message.
 MAX_BYTES = (1 << 31) - 1
 MAX_DIMENSIONS, MAX_NODES = 8, 1 << 14
+#: Most fields in a file. A message takes two bytes of it, and a hundred once it is parsed.
+MAX_FIELDS = 1 << 19
+#: Of protobuf: how the values of a field are stored, and the bytes of those of one size.
+VARINT, DELIMITED, FIXED = 0, 2, {1: 8, 5: 4}
 
 #: By ONNX's number of a type: its numpy type, and the field that holds values not kept as raw bytes.
 TYPES = {
@@ -138,13 +142,56 @@ def parse(path: Path) -> onnx.ModelProto:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConvertError(f"an ONNX file of at most {MAX_BYTES} bytes", f"{path.name}, a larger one")
-        return onnx.load_model_from_string(path.read_bytes())
+        data = path.read_bytes()
+        _check_fields(data, onnx.ModelProto.DESCRIPTOR)
+        return onnx.load_model_from_string(data)
     except OSError as error:
         raise ConvertError("a readable ONNX file", f"{path}: {error.strerror}") from error
     except ConvertError:
         raise
     except Exception as error:  # protobuf's implementations differ in what they raise
         raise ConvertError("a whole ONNX file", f"{path.name}, which is cut or damaged") from error
+
+
+def _check_fields(data: bytes, kind: Any) -> None:
+    """Raises ConvertError for more than MAX_FIELDS in a message and those inside, ValueError for damage.
+
+    kind : the message's descriptor.
+    """
+    at, left, open_messages = 0, MAX_FIELDS, [(len(data), kind)]
+    while open_messages:
+        end, kind = open_messages[-1]
+        if at >= end:
+            open_messages.pop()
+            continue
+        if not (left := left - 1):
+            raise ConvertError(f"at most {MAX_FIELDS} fields in an ONNX file", "more")
+        tag, at = _varint(data, at)
+        stored = tag & 7
+        if stored == VARINT:
+            _, at = _varint(data, at)
+        elif stored in FIXED:
+            at += FIXED[stored]
+        elif stored == DELIMITED:
+            size, at = _varint(data, at)
+            field = kind.fields_by_number.get(tag >> 3)
+            if field is not None and field.message_type is not None:
+                open_messages.append((min(at + size, end), field.message_type))
+            else:
+                at += size
+        else:
+            raise ValueError(f"a field stored in way {stored}")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, the lowest first, the last without the highest bit; and where it ends."""
+    value = shift = 0
+    while data[at] > 127:
+        value |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
+    return value | data[at] << shift, at + 1
 
 
 def read(path: Path) -> Graph:

@@ -33,6 +33,8 @@ MAX_OPTION_BYTES = 1 << 12
 MAX_OPTIONS = 32
 #: How often a file's lists and constants are read: one may serve several tables, but not without end.
 MAX_REREAD = 4
+#: Most bytes of lists and names. Objects made of them take many times as much memory.
+MAX_STRUCTURE = 1 << 22
 
 CUT = "The file is cut or damaged."
 
@@ -287,7 +289,8 @@ class _File:
                     raise ConvertError(f"fields within the file's {len(data)} bytes", f"one at {off}", CUT)
                 return super().Get(flags, off)
 
-        self.data, self._table, self._left = data, Checked, MAX_REREAD * len(data)
+        self.data, self._table = data, Checked
+        self._left = min(MAX_REREAD * len(data), MAX_STRUCTURE)
         self._kinds = {
             "b": number_types.Int8Flags,
             "H": number_types.VOffsetTFlags,
@@ -323,7 +326,8 @@ class _File:
         """Lists may be shared, but a file of lists of lists could be read for ever."""
         self._left -= size
         if self._left < 0:
-            raise ConvertError(f"a file whose parts are read at most {MAX_REREAD} times", "more")
+            expected = f"a file whose parts are read at most {MAX_REREAD} times"
+            raise ConvertError(f"{expected}, lists and names of {MAX_STRUCTURE} bytes", "more")
 
 
 class _Table:
