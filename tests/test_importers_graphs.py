@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from xnor_rrm import Model, convert, load
 from xnor_rrm.errors import ConvertError
-from xnor_rrm.importers import bring_over, zeros
-from xnor_rrm.importers.original import Original
+from xnor_rrm.importers import bring_over
+from xnor_rrm.importers.common import zeros
+from xnor_rrm.importers.common.original import Original
 from xnor_rrm.model import (
     Affine,
     BinaryConv2d,

@@ -23,7 +23,7 @@ from test_importers import RUNNERS, hits, imagenet_sample
 from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.errors import ConvertError
 from xnor_rrm.importers import IMPORTERS, bring_over, larq, lce
-from xnor_rrm.importers.checkpoint import Checkpoint
+from xnor_rrm.importers.common.checkpoint import Checkpoint
 from xnor_rrm.model import BinaryConv2d, Sign
 
 pytest.importorskip("torch")

@@ -18,8 +18,9 @@ import pytest
 from xnor_rrm import convert
 from xnor_rrm.errors import ConvertError, XnorError
 from xnor_rrm.importers import IMPORTERS, binarynet, bireal, reactnet
-from xnor_rrm.importers.checkpoint import Checkpoint, zero_sums
-from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Clip, Conv2d, MaxPool, Model, Sign, Window
+from xnor_rrm.importers.common.checkpoint import Checkpoint
+from xnor_rrm.importers.common.zeros import zero_channels
+from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Clip, Conv2d, InputRule, MaxPool, Model, Sign, Window
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
@@ -638,8 +639,13 @@ def test_sums_that_a_batch_norm_makes_zero_are_found(kernel: int, padding: int, 
     ones, bias = np.full(len(weight), 0.5, np.float32), np.full(len(weight), 0.25, np.float32)
     conv = BinaryConv2d("conv", ("sign",), weight, ones, bias, channels, window)
     norm = Affine("bn", ("conv",), np.full(len(weight), -2, np.float32), thresholds + np.float32(0.5))
+    chain = [Sign("sign", (INPUT,)), conv, norm, Sign("end", ("bn",))]
+    sizes = {"sign": (4, 4, channels), "conv": (4, 4, len(weight))}
+    rule = InputRule((4, 4), 4, (0.0,) * 3, (1.0,) * 3)
+    *_, (name, found) = zero_channels({layer.name: layer for layer in chain}, sizes, rule)
+    assert name == "end"
     expected = [any(-2 * (0.5 * dot + 0.25) + t + 0.5 == 0 for dot in sums) for t in thresholds]
-    np.testing.assert_array_equal(zero_sums(conv, [norm]), expected)
+    np.testing.assert_array_equal(found, expected)
     assert any(expected)
     assert not all(expected)
 
@@ -690,5 +696,5 @@ def test_networks_that_take_the_sign_of_zero_are_refused(
     if layer is None:
         convert(tmp_path / "net.pth", **options)
         return
-    with pytest.raises(ConvertError, match=rf"for {layer}.sign to take signs of, got 1 channels .* with 0"):
+    with pytest.raises(ConvertError, match=rf"never exactly 0, got {layer}\.sign, of which"):
         convert(tmp_path / "net.pth", **options)

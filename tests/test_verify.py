@@ -20,7 +20,7 @@ import xnor_rrm
 from xnor_rrm import Model
 from xnor_rrm.errors import ConvertError, XnorError
 from xnor_rrm.importers import bring_over, packed_pytorch
-from xnor_rrm.importers.original import Original
+from xnor_rrm.importers.common.original import Original
 from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Conv2d, Layer, Sign, Window
 from xnor_rrm.report import conversion_rows
 from xnor_rrm.stream import Stream

@@ -1,41 +1,38 @@
-"""What importers share: the file, opened once, its tensors, each taken once, and the layers they become."""
+"""The file to convert, opened once, and its tensors, each taken once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConvertError
-from ..model import INPUT, Add, Affine, Array, BinaryConv2d, Conv2d, Layer, MaxPool, Shape, Sign, Window
+from ...errors import ConvertError
+from ...model import Affine, Array
 from . import torch_file
 
 
 class Checkpoint:
-    """A file to convert, by path, and what is noted on the way.
+    """What to convert, a file by its path or a module in memory, and what is noted on the way.
 
-    head : its first 16 bytes.  accept_unused, accept_rounded : note tensors that nothing reads, and weights
-        that are not quite -1 or +1, where they would be errors.
+    path : of the file; of a module, the name of its class.  head : the file's first 16 bytes.  module : in
+        memory; None for a file.
+    accept_unused, accept_rounded : note tensors that nothing reads, and weights that are not quite -1 or +1,
+        where they would be errors.
     sizes : bytes of each tensor brought over.  notes : what was accepted, for people.
-    Raises ConvertError where it cannot be read.
+    Raises ConvertError where the file cannot be read.
     """
 
-    def __init__(self, path: Path, *, accept_unused: bool = False, accept_rounded: bool = False) -> None:
-        self.path = path
+    def __init__(self, network: object, *, accept_unused: bool = False, accept_rounded: bool = False) -> None:
         self.accept_unused, self.accept_rounded = accept_unused, accept_rounded
         self.sizes: dict[str, int] = {}
         self.notes: dict[str, str] = {}
-        if not path.is_file():
-            found = "is no file" if path.exists() else "is not there"
-            raise ConvertError("a checkpoint file", f"{path}, which {found}")
-        try:
-            with path.open("rb") as file:
-                self.head = file.read(16)
-        except OSError as error:
-            raise ConvertError("a readable checkpoint", f"{path}: {error.strerror}") from error
+        self.path, self.head, self.module = Path(type(network).__name__), b"", cast(Any, network)
+        if isinstance(network, Path):
+            self.path, self.head, self.module = network, _head(network), None
 
     @property
     def name(self) -> str:
@@ -50,6 +47,18 @@ class Checkpoint:
     def has(self, wanted: Callable[[str], object]) -> bool:
         """Whether this is a PyTorch file with a tensor of such a name."""
         return any(wanted(name) for name in self.state_dict or ())
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file."""
+    if not path.is_file():
+        found = "is no file" if path.exists() else "is not there"
+        raise ConvertError("a checkpoint file", f"{path}, which {found}")
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise ConvertError("a readable checkpoint", f"{path}: {error.strerror}") from error
 
 
 class Tensors:
@@ -110,21 +119,21 @@ class Tensors:
         """The layer `name` of a batch-norm whose tensors have these names; no gamma is 1, no beta is 0."""
         variance = self.take(var, None)
         channels = len(variance)
-        if not (variance + np.float64(eps) > 0).all():
-            raise ConvertError(f"variances of at least 0 in {var!r}", f"{variance.min()}")
-        return Affine.from_batch_norm(
+        return batch_norm(
             name,
             source,
-            gamma=self.take(gamma, channels) if gamma else np.ones(channels),
-            beta=self.take(beta, channels) if beta else np.zeros(channels),
+            repr(var),
+            gamma=self.take(gamma, channels) if gamma else None,
+            beta=self.take(beta, channels) if beta else None,
             mean=self.take(mean, channels),
             var=variance,
             eps=eps,
         )
 
-    def take_torch_batch_norm(self, name: str, source: str, *, eps: float, affine: bool = True) -> Affine:
-        """The layer of a torch.nn.BatchNorm2d of that name."""
+    def take_torch_batch_norm(self, name: str, source: str, *, eps: float) -> Affine:
+        """The layer of a torch.nn.BatchNorm1d or 2d of that name; gamma and beta where it has either."""
         self._arrays.pop(f"{name}.num_batches_tracked", None)
+        affine = f"{name}.weight" in self or f"{name}.bias" in self
         return self.take_affine(
             name,
             source,
@@ -145,6 +154,28 @@ class Tensors:
             self._source.notes["unused"] = found
 
 
+def batch_norm(
+    name: str,
+    source: str,
+    where: str,
+    *,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array,
+    var: Array,
+    eps: float,
+) -> Affine:
+    """The layer `name` of a batch-norm, folded; no gamma is 1, no beta is 0.
+
+    Raises ConvertError, saying `where`, for variances less than 0.
+    """
+    if not (var + np.float64(eps) > 0).all():
+        raise ConvertError(f"variances of at least 0 in {where}", f"{var.min()}")
+    gamma = np.ones_like(mean) if gamma is None else gamma
+    beta = np.zeros_like(mean) if beta is None else beta
+    return Affine.from_batch_norm(name, source, gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
+
+
 def scaled_signs(latent: Array, where: str) -> tuple[npt.NDArray[np.bool_], Array]:
     """bool[Cout, kH, kW, Cin] and float32[Cout] of latent weights of that shape: signs, and alpha = mean |w|.
 
@@ -161,101 +192,6 @@ def refuse_zero_weights(latent: Array, where: str) -> None:
     zeros = int((latent == 0).sum())
     if zeros:
         raise ConvertError(f"weights above or below 0 in {where}", f"{zeros} zeros, of sign 0")
-
-
-def zero_sums(convolution: BinaryConv2d, norms: Sequence[Affine]) -> npt.NDArray[np.bool_]:
-    """bool[Cout]: whether some sum that a binary convolution can have is exactly 0 after `norms`.
-
-    Every sum of n products is tried: n, n - 2, ..., -n. Where zeros pad the image, n is that of the whole
-    window and of each smaller number of rows and columns that can lie inside.
-    """
-    window = convolution.window
-    padding = window.padding if convolution.pad_value == 0 else (0, 0, 0, 0)
-    sides = zip(window.kernel, (padding[:2], padding[2:]), strict=True)
-    rows, columns = (range(max(1, size - sum(outside)), size + 1) for size, outside in sides)
-    counts = {row * column * convolution.channels for row in rows for column in columns}
-    dots = np.unique(np.concatenate([np.arange(-n, n + 1, 2, dtype=np.float32) for n in sorted(counts)]))
-    found = np.zeros(len(convolution.weight), np.bool_)
-    for c in range(len(found)):
-        values = dots * convolution.alpha[c] + convolution.bias[c]
-        for norm in norms:
-            values = values * norm.scale[c] + norm.shift[c]
-        found[c] = not values.all()
-    return found
-
-
-def refuse_zeros(layers: Sequence[Layer]) -> None:
-    """Raises ConvertError where a Sign layer that follows a convolution and its batch-norm can read just 0.
-
-    torch.sign makes that a third value, 0, and not +1. After a binary convolution every sum is tried; after
-    a float one a channel counts if it is 0 whatever the input. Channels a shortcut adds to are not tried.
-    """
-    made_by = {layer.name: layer for layer in layers}
-    for sign in (layer for layer in layers if isinstance(layer, Sign)):
-        norms: list[Affine] = []
-        alone: Array = np.array(True)
-        layer = made_by.get(sign.inputs[0])
-        while isinstance(layer, Affine | Add) or type(layer) is MaxPool:
-            if isinstance(layer, Affine):
-                norms.insert(0, layer)
-            if isinstance(layer, Add):
-                shortcut = made_by.get(layer.inputs[1])
-                if norms or not isinstance(shortcut, Conv2d):
-                    break
-                alone = ~(shortcut.weight.any((1, 2, 3)) | (shortcut.bias != 0))
-            layer = made_by.get(layer.inputs[0])
-        zeros: Array = np.array(False)
-        if isinstance(layer, BinaryConv2d):
-            zeros = zero_sums(layer, norms)
-        elif isinstance(layer, Conv2d) and norms:
-            zeros = (norms[-1].scale == 0) & (norms[-1].shift == 0)
-        count = int((zeros & alone).sum())
-        if count:
-            raise ConvertError(
-                f"values above or below 0 for {sign.name} to take signs of",
-                f"{count} channels of {sign.inputs[0]} with 0, which has none",
-            )
-
-
-class Chain(list[Layer]):
-    """Layers in order of execution."""
-
-    @property
-    def last(self) -> str:
-        """What the next layer of a sequence reads."""
-        return self[-1].name if self else INPUT
-
-
-def flat_affine(layer: Affine, shape: Shape) -> Conv2d:
-    """An Affine over the flattened (C, H, W) of a (H, W, C) input, as a layer of shape (1, 1, C * H * W).
-
-    A convolution whose window is the whole input; in each channel's group every output reads one value.
-    """
-    height, width, channels = shape
-    size = height * width
-    if len(layer.scale) != channels * size:
-        raise ConvertError(f"{channels * size} channels in {layer.name!r}", str(len(layer.scale)))
-    weight = np.zeros((channels, size, size), np.float32)
-    weight[:, range(size), range(size)] = layer.scale.reshape(channels, size)
-    kernel = weight.reshape(-1, height, width, 1)
-    return Conv2d(layer.name, layer.inputs, kernel, layer.shift, Window((height, width)), channels)
-
-
-def refuse_zero_shift(layer: Affine) -> None:
-    """Raise ConvertError where a batch-norm before a sign leaves 0, which a ReLU gives it, at exactly 0.
-
-    torch.sign makes a third value of it. No other float is taken to exactly 0 but by a rare chance.
-    """
-    if zeros := int((layer.shift == 0).sum()):
-        raise ConvertError(
-            f"a batch-norm {layer.name!r} that takes the zeros of a ReLU above or below 0",
-            f"{zeros} of {layer.shift.size} channels that leave them at 0, of sign 0",
-        )
-
-
-def same_size(kernel: int) -> Window:
-    """A square window of odd size, padded so that the output is as large as the input."""
-    return Window((kernel, kernel), padding=(kernel // 2,) * 4)
 
 
 def summary(names: list[str], most: int = 8) -> str:
