@@ -245,7 +245,7 @@ def test_bmxnet_asks_for_the_input_size_of_heads_other_than_imagenets(tmp_path: 
     with pytest.raises(ConvertError, match="give its height and width as the option size"):
         convert(path)
     for size in (0, -1, 12.0, True, "12"):
-        with pytest.raises(ConvertError, match="a size of at least 1 pixel"):
+        with pytest.raises(ConvertError, match="size as an integer of at least 1"):
             convert(path, size=size)
 
 
@@ -744,11 +744,11 @@ def test_an_unknown_file_is_told_what_is_supported(tmp_path: Path, content: byte
 def test_an_unknown_network_is_told_what_is_supported(tmp_path: Path) -> None:
     torch.save({"layer1.weight": torch.zeros(2), "layer2.weight": torch.zeros(2)}, tmp_path / "net.pth")
     with pytest.raises(
-        ConvertError, match=r"one of: BMXNet.*got net.pth with tensors layer1.weight, layer2.weight"
+        ConvertError, match=r"one of: .*BMXNet.*got net.pth with tensors layer1.weight, layer2.weight"
     ):
         convert(tmp_path / "net.pth")
     np.savez(tmp_path / "net.npz", weight=np.zeros(3))
-    with pytest.raises(ConvertError, match="one of: BMXNet"):
+    with pytest.raises(ConvertError, match=r"one of: .*BMXNet"):
         convert(tmp_path / "net.npz")
 
 
@@ -762,7 +762,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
 def test_an_unknown_option_is_named(tmp_path: Path) -> None:
     path, _ = write_nin(tmp_path)
     with pytest.raises(
-        ConvertError, match=r"options of XNOR-Net-PyTorch NIN .*: transposed, got size, symbols"
+        ConvertError, match=r"options of XNOR-Net-PyTorch NIN.*: transposed, got size, symbols"
     ):
         convert(path, symbols="x", size=3)
     with pytest.raises(ConvertError, match="transposed as True or False, got 'yes'"):

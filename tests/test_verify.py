@@ -308,7 +308,7 @@ def test_convert_tells_what_each_layer_was_and_became(tmp_path: Path) -> None:
     assert set(conv["was"].split()) == {".weight", ".alpha", ".bias"}
     assert int(conv["bytes before"]) == 33 * (5 + 1 + 1) * 4
     assert (conv["kind"], conv["type"], conv["step"]) == ("BinaryConv2d", "binary", "features.conv5")
-    assert layers["features.bn6"]["step"] == layers["features.relu7"]["step"] == "features.bn6"
+    assert layers["features.bn6"]["step"] == layers["features.relu7"]["step"] == conv["step"]
     assert layers["features.conv0"]["type"] == "float"
     assert layers["features.relu7"]["was"] == "-"
     assert int(facts(text)["bytes_before"]) == sum(int(row["bytes before"]) for row in layers.values())
@@ -343,7 +343,7 @@ def test_convert_writes_nothing_that_fails(
     tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = write_legacy_vgg(tmp_path)
-    monkeypatch.setattr(packed_pytorch, "BN_EPS", 0.1)
+    monkeypatch.setattr(packed_pytorch.Net, "eps", 0.1)
     stderr = invoke("convert", path, "-o", tmp_path / "vgg.xnor", "--verify", clip, code=2).stderr
     assert "conversion: features.conv1.sign at (" in stderr
     assert "error: the model does not compute what the original does" in stderr

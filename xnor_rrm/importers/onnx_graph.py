@@ -24,7 +24,7 @@ from .common.graph_original import Step, Values, graph_original
 from .common.operations import MIRRORED, OPERATIONS, Pair
 from .common.original import Original
 
-TITLE = "ONNX graph (.onnx)"
+TITLE = "ONNX .onnx"
 OPTIONS = (SIZE, MEAN, STD)
 
 #: What may follow the version in a ModelProto, as protobuf tags: producer, domain, description, graph, opset.

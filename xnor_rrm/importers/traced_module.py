@@ -433,7 +433,7 @@ def original(source: Checkpoint, **options: Any) -> Original:
     constants = {layer_name(node): value for node, value in traced.constants.items()}
     steps = map(_step, traced.nodes)
     return graph_original(
-        model, steps, constants, layer_name(traced.input), layer_name(logits), lambda x: torch.tensor(x)
+        model, steps, constants, layer_name(traced.input), layer_name(logits), torch.from_numpy
     )
 
 

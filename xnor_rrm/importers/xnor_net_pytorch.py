@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 TITLE = "XNOR-Net-PyTorch NIN, LeNet-5, AlexNet or ResNet (blocks of tensors .bn and .conv or .linear)"
 OPTIONS = (Option("transposed", "The NIN was trained on transposed images.", bool),)
 
-EPS = 1e-4
 #: Of batch-norms that the training code leaves at torch's default, and of AlexNet's last.
 DEFAULT_EPS, LAST_EPS = 1e-5, 1e-3
 
@@ -68,7 +67,7 @@ def read(source: Checkpoint, *, transposed: bool = False) -> Model:
     assert network is not None
     if transposed and network.build is not _nin:
         raise ConvertError("transposed for a NIN", source.path.name)
-    net = Net(source, network.rule, _state(source), EPS)
+    net = Net(source, network.rule, _state(source))
     net.transposed = transposed
     network.build(net)
     return net.finish(network.labels)
@@ -83,6 +82,7 @@ def _state(source: Checkpoint) -> dict[str, Array]:
 class Net(Builder):
     """Blocks, and what stands between them."""
 
+    eps = 1e-4
     transposed = False
 
     def kernel(self, name: str, x: str, kernel: int) -> Array:

@@ -5,6 +5,7 @@ So it is followed what each value is the sign of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def graph_original(
     constants: Values,
     source: str,
     output: str,
-    load: Callable[[Array], Any] = np.ascontiguousarray,
+    load: Callable[[Array], Any] = np.asarray,
 ) -> Original:
     """source, output : names of the network's input and its logits.  load : an array [1, C, H, W] as a value.
 
@@ -51,7 +52,7 @@ def graph_original(
     steps = list(steps)
 
     def run(x: Array) -> tuple[Array, dict[str, Array]]:
-        values: dict[str, Any] = {**constants, source: load(x.transpose(2, 0, 1)[None])}
+        values: dict[str, Any] = {**constants, source: load(np.array(x.transpose(2, 0, 1)[None], order="C"))}
         computed, before, inside = {source}, dict[str, Any](), dict[str, Any]()
         for step in steps:
             made = values[step.name] = step.run(values)
@@ -59,11 +60,11 @@ def graph_original(
             if not sources:
                 continue
             computed.add(step.name)
-            shape = _first(values[sources[0]]).shape
+            shape = _shape(values[sources[0]])
             if step.padding:
                 (top, left), (height, width) = step.padding(values), shape[2:]
                 inside[step.name] = np.s_[..., top : top + height, left : left + width]
-            elif sources[0] in inside and _first(made).shape == shape:
+            elif sources[0] in inside and _shape(made) == shape:
                 inside[step.name] = inside[sources[0]]
             known = {name: before[name] for name in sources if name in before}
             if step.signed:
@@ -87,5 +88,9 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(_first(value), "shape", ()))
+
+
 def _size(value: Any) -> int:
-    return int(np.prod(_first(value).shape))
+    return math.prod(_shape(value))

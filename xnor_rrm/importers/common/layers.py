@@ -29,10 +29,16 @@ class Layers(dict[str, Layer]):
         self[layer.name], self.shapes[layer.name] = layer, shape
         return layer.name
 
-    def finish(self) -> tuple[Layer, ...]:
-        """The layers. Raises ConvertError unless the last is the only one that no other reads."""
-        read = {name for layer in self.values() for name in layer.inputs}
+    def finish(self, output: str = "") -> tuple[Layer, ...]:
+        """The layers. Raises ConvertError unless the last, `output` if given, is the only one not read."""
+        output = output or self.last
+        read = {output, *(name for layer in self.values() for name in layer.inputs)}
         unread = [name for name in self if name not in read]
-        if unread != list(self)[-1:] or not unread:
-            raise ConvertError("a network with one output, its last layer's", summary(unread) or "none")
+        if unread or output != self.last:
+            raise ConvertError("a network with one output, its last layer's", summary(unread) or output)
         return tuple(self.values())
+
+    @property
+    def last(self) -> str:
+        """The layer added last, or the input."""
+        return next(reversed(self), INPUT)

@@ -82,11 +82,7 @@ class Network:
 
     def model(self, name: str, rule: InputRule, output: Value) -> Model:
         """Raises ConvertError where `output` is not the last layer's, or others are read by none."""
-        last = self._plain(output, "the output")
-        layers = self.layers.finish()
-        if last != layers[-1].name:
-            raise ConvertError("a network with one output, its last layer's", last)
-        return Model(name, rule, layers)
+        return Model(name, rule, self.layers.finish(self._plain(output, "the output")))
 
     def shape(self, value: Value) -> Shape:
         """(H, W, C), padding included."""

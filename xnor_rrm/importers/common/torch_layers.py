@@ -40,19 +40,15 @@ BN_EPS = 1e-5
 class Builder:
     """Methods add the layer of a module, from its input x, and return its name.
 
-    state : the checkpoint's tensors.  eps : of batch-norms.  shapes : (H, W, C) of what each layer makes.
+    eps : of batch-norms.  state : the checkpoint's tensors.  shapes : (H, W, C) of what each layer makes.
     bias : whether the module has one; None for as the checkpoint has it.
     All methods raise ConvertError for tensors missing or misshapen, ModelError for layers that do not fit.
     """
 
-    def __init__(
-        self,
-        source: Checkpoint,
-        rule: InputRule,
-        state: Mapping[str, Array] | None = None,
-        eps: float = BN_EPS,
-    ) -> None:
-        self.source, self.rule, self.eps = source, rule, eps
+    eps = BN_EPS
+
+    def __init__(self, source: Checkpoint, rule: InputRule, state: Mapping[str, Array] | None = None) -> None:
+        self.source, self.rule = source, rule
         self.state = (source.state_dict or {}) if state is None else state
         self.tensors = Tensors(self.state, source)
         self.layers = Layers((*rule.crop, rule.channels))
