@@ -666,21 +666,21 @@ def test_weights_not_quite_binary_may_be_accepted_and_are_noted(tmp_path: Path) 
     rounded[1, 2], rounded[3, 3], zero[0, 1] = -0.75, 1.125, 0
     arrays = {"exact": exact, "rounded": rounded, "zero": zero, "again": rounded}
     strict = Tensors(arrays, Checkpoint(path))
-    np.testing.assert_array_equal(strict.take_signs("exact", 4, 5), exact > 0)
+    strict.require_signs("exact")
     with pytest.raises(
         ConvertError, match=r"of exactly -1 and \+1, got 10.00% others in 'rounded', off by at mo"
     ):
-        strict.take_signs("rounded", None, 5)
+        strict.require_signs("rounded")
     source = Checkpoint(path, accept_rounded=True)
     lenient = Tensors(arrays, source)
-    np.testing.assert_array_equal(lenient.take_signs("rounded", None, 5), rounded > 0)
-    lenient.take_signs("again", 4, 5)
+    lenient.require_signs("rounded")
+    lenient.require_signs("again")
     told = "10.00% others in {!r}, off by at most 0.25"
     assert source.notes["rounded"] == f"{told.format('rounded')}; {told.format('again')}"
     with pytest.raises(
         ConvertError, match=r"5\.00% others in 'zero', off by at most 1\. 1 are 0, of no sign"
     ):
-        lenient.take_signs("zero", 4, 5)
+        lenient.require_signs("zero")
 
 
 # Any file

@@ -470,13 +470,19 @@ def test_binarynet_mlp(tmp_path: Path) -> None:
     assert model.input_shape == (28, 28, 1)
     np.testing.assert_allclose(model.input_rule.mean, [0.1307 * 255])
     np.testing.assert_allclose(model.input_rule.std, [0.3081 * 255])
-    with pytest.raises(ConvertError, match=r"weights of -1 and \+1 in an MLP .*give the option binarized"):
+    with pytest.raises(ConvertError, match=r"exactly -1 and \+1, got .*option binarized, else accept_r"):
         convert(path)
     net = randomise(Mlp(40), seed=8)
     with torch.no_grad():
         for layer in (net.fc1, net.fc2, net.fc3):
             layer.weight.sign_()
     assert_same(net, path, binarynet)
+    with torch.no_grad():
+        net.fc2.weight[1, :3] *= 0.75
+    torch.save(net.float().state_dict(), path)
+    with pytest.raises(ConvertError, match=r"got 0\.19% others in 'fc2\.weight', off by at most 0\.25"):
+        convert(path)
+    assert convert(path, accept_rounded=True).info["rounded"].startswith("0.19% others in 'fc2.weight'")
     with pytest.raises(ConvertError, match="binarized as True or False, got 'yes'"):
         convert(path, binarized="yes")
 

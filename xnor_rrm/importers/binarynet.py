@@ -12,9 +12,7 @@ code do not run.
 
 Logits are those before the log-softmax. Hardtanh is left out where only signs are taken of it.
 
-The original takes sign(0) = 0. It is proved from the sums of the binary convolution before that it takes no
-sign of 0, or the network refused. After the first layer, and in the ResNet after a shortcut, sums of floats
-decide, which are hardly ever 0: that is +1 here.
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations
@@ -52,6 +50,8 @@ OPTIONS = (Option("binarized", "The MLP's weights are binarized where it is trai
 IMAGE_CHANNELS, IMAGE_PIXELS = 3, 784
 
 ALEXNET_KERNEL = 11
+
+MLP_REMEDY = "If the code that trained it binarizes them, give the option binarized, else accept_rounded."
 
 MLP_TENSOR = re.compile(r"fc\d{1,2}\.(weight|bias)|bn\d{1,2}\..*")
 
@@ -153,16 +153,11 @@ def block(net: Builder, name: str, x: str, stride: int) -> str:
 def read_mlp(source: Checkpoint, binarized: bool) -> Model:
     net = Builder(source, square_rule(MNIST_SIZE, MNIST_SCALE))
     count = sum(name.endswith(".running_mean") for name in net.state)
-    weights = [net.state.get(f"fc{number}.weight", np.zeros(0)) for number in range(1, count + 1)]
-    if not binarized and not all((np.abs(each) == 1).all() for each in weights):
-        raise ConvertError(
-            "weights of -1 and +1 in an MLP of fcN and bnN",
-            "others",
-            "If the code that trained it binarizes them, give the option binarized.",
-        )
     x = INPUT
     for number in range(1, count + 1):
         name = f"fc{number}"
+        if not binarized:
+            net.tensors.require_signs(f"{name}.weight", MLP_REMEDY)
         if x == INPUT:
             weight = real_signs(name, net.whole_input(x, net.matrix(name, x)))
             x = net.add(Conv2d(name, (x,), weight, net.bias(name, len(weight)), Window(net.rule.crop)))

@@ -8,9 +8,7 @@ alpha = mean |w| of each filter. The first block of layer2 and of each layer aft
 shortcut is average pool 2x2/2, conv 1x1, BN where the checkpoint holds that convolution; else every second
 pixel, with channels of zeros before and behind.
 
-The original takes sign(0) = 0. Where the sums of one binary convolution decide alone, it is proved from them
-that no sign is taken of 0, or the network refused. Elsewhere a sum of floats decides, which is hardly ever 0
-(of a trained ResNet-20, once in some hundred million signs): that is +1 here.
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations

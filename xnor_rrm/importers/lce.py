@@ -5,7 +5,7 @@ itself. Its weights are packed along the input channels, bit j of word i being c
 is +1 where pad_values is 1, else 0. Its output is dot, clamped by the fused activation, times a multiplier
 plus a bias; or, where it is bits again, -1 for more than `threshold` mismatches. LceBMaxPool2d is the maximum
 of signs, LceDequantize signs as floats: only matrices whose rows differ in sign alone may read them. A final
-softmax is dropped. How the input is scaled is not in the file, see tf_network.input_rule.
+softmax is dropped. How the input is scaled is not in the file, see common/tf_layers.py.
 """
 
 from __future__ import annotations

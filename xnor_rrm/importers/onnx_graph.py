@@ -2,9 +2,10 @@
 
 Convolutions and linear layers whose input is a sign are binary. A sign is Sign, BipolarQuant (>= 0 is +1), or
 a comparison with a constant that becomes two opposite numbers, by Where or by arithmetic. Weights may be
-computed from constants: what depends on nothing else is evaluated first. ONNX's Sign(0) is 0: see graph.py.
+computed from constants: what depends on nothing else is evaluated first. x / c is taken as x times
+float32(1 / c). Logits are the input of a final softmax.
 
-x / c is taken as x times float32(1 / c). Logits are the input of a final softmax.
+The original takes sign(0) = 0 where it is Sign: see common/zeros.py.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ A binary module is BN -> sign -> conv or linear (alpha, bias; padded with 0 afte
 Its weight is int32[Cout, words], bit i of the row being element i over (Cin, kH, kW), 1 = +1. In a VGG, convN
 is followed by BN bn(N+1) and ReLU N+2; features are numbered through: a number left out is a 2x2 max pool.
 
-The original takes sign(0) = 0: a network in which a batch-norm can make 0 before a sign is refused, as one
-that leaves the zeros of a ReLU where they are.
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ conv 3x3/2 and BN; such blocks; global average pool; linear. A block that double
 conv1x1, each with its BN and with y added, whose channels follow one another. Unless it makes 64 channels its
 conv3x3 has stride 2, and x is first averaged over 2x2.
 
-The original takes sign(0) = 0. It takes signs of sums of floats, which are hardly ever 0: that is +1 here.
 Checkpoints of training's first step hold the same tensors for the ResNets, but mean real weights: nothing in
 them tells, and they are binarized. The MobileNet's name them `weight`, not `weights`, and are refused.
+
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations

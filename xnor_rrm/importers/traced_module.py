@@ -4,8 +4,10 @@
 
 Convolutions and linear layers whose input is a sign are binary: torch.sign, a comparison that becomes two
 opposite numbers, or an autograd Function or straight-through estimator whose forward is one. Their weights
-may be any expression of parameters: what depends on nothing else is evaluated first. torch.sign(0) is 0: see
-graph.py. x / c is taken as x times float32(1 / c). Logits are the input of a final softmax.
+may be any expression of parameters: what depends on nothing else is evaluated first. x / c is taken as x times
+float32(1 / c). Logits are the input of a final softmax.
+
+The original takes sign(0) = 0 where it is torch.sign: see common/zeros.py.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ The public code has no ResNet of its own. This is one of its blocks: layerN.N.co
 first of layer2 and layer3 of stride 2. A shortcut is the input; where the size changes, a block 1x1
 `downsample`, or without one every second pixel with channels of 0 before and behind. Nothing follows the sum.
 
-The original takes sign(0) = 0: a network in which a batch-norm can make 0 before a sign is refused, as one
-that leaves the zeros of a ReLU where they are.
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations

@@ -70,10 +70,6 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an array yet to be taken; that of none, ()."""
-        return self._arrays[name].shape if name in self._arrays else ()
-
     def take_raw(self, name: str) -> Array:
         """The array as it is stored."""
         if name not in self._arrays:
@@ -99,19 +95,18 @@ class Tensors:
             )
         return array
 
-    def take_signs(self, name: str, *shape: int | None) -> npt.NDArray[np.bool_]:
-        """Whether each weight is +1, where the format stores exactly -1 and +1 as float32 of this shape."""
-        weights = self.take(name, *shape)
+    def require_signs(self, name: str, remedy: str = "Take their signs: accept_rounded.") -> None:
+        """Raises ConvertError for weights other than -1 and +1 where just these are stored, or notes them."""
+        weights = self._arrays.get(name, np.ones(1))
         deviation = np.abs(np.abs(weights) - 1)
-        if (rounded := int(np.count_nonzero(deviation))) or not weights.all():
+        if rounded := int(np.count_nonzero(deviation)):
             found = f"{rounded / weights.size:.2%} others in {name!r}, off by at most {deviation.max():.3g}"
             zeros = int((weights == 0).sum())
             if zeros or not self._source.accept_rounded:
-                remedy = f"{zeros} are 0, of no sign." if zeros else "Take their signs: accept_rounded."
+                remedy = f"{zeros} are 0, of no sign." if zeros else remedy
                 raise ConvertError("weights of exactly -1 and +1", found, remedy)
             notes = self._source.notes
             notes["rounded"] = "; ".join([*filter(None, [notes.get("rounded")]), found])
-        return weights > 0
 
     def take_affine(
         self, name: str, source: str, *, gamma: str | None, beta: str | None, mean: str, var: str, eps: float

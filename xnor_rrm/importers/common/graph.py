@@ -4,9 +4,7 @@ A `Node` is one operation of a network on batches of one, NCHW or, once flattene
 means is in operations.py. `Lowering` follows what each value is: floats of a layer, or signs, which are
 `scale * s + offset` with s the +-1 of a Sign layer: `2 * (x >= 0) - 1` is the same as `where(x >= 0, 1, -1)`.
 
-- `x > 0` is +1 where `-x >= 0` is not. A three-valued sign, of which sign(0) = 0, is taken where zeros.py
-  shows that its input is never exactly 0, and refused elsewhere. Straight after floats of which none stands
-  out, such as a batch-norm of a float convolution gives, a 0 is as unlikely as any other, and taken as +1.
+- `x > 0` is +1 where `-x >= 0` is not. Of a three-valued sign sign(0) = 0: see zeros.py.
 - `(a - b) + b` is a, exactly: so straight-through estimators are written.
 - What cannot be lowered is refused only where the output needs it.
 """

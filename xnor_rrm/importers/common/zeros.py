@@ -2,9 +2,12 @@
 
 Of each layer and channel the values are followed that it takes again and again: those of the input (256), of
 a binary convolution (one for each integer that its dot product can be, computed as the engine does), a clip's
-limits, 0 behind a ReLU. The others are `spread`: floats of which none stands out, as a float convolution
-gives. Sums of many such values, in averages and additions, are spread too, but 0 where values and their
-opposites are added that are there by design, and not for a few by accident.
+limits, 0 behind a ReLU. A network that can take the sign of such a 0 is refused.
+
+The others are `spread`: floats of which none stands out, as a float convolution gives, and shortcuts round
+binary ones. Of them a 0 is as unlikely as any other value (of a trained Bi-Real-Net ResNet-20, once in some
+hundred million signs): it is taken as +1. Sums of many followed values, in averages and additions, are spread
+too, but 0 where values and their opposites are added that are there by design, and not for a few by accident.
 """
 
 from __future__ import annotations
