@@ -9,8 +9,8 @@ An importer module has
     original(source, **options) -> Original
 
 `read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
-`original` rebuilds the network as the training code has it, in float64 (common/original.py), and shares no
-code with `read` beyond opening the file: verify.py compares the two. The source is a Checkpoint.
+`original` rebuilds the network as the training code has it (common/original.py), and shares no code with
+`read` beyond opening the file: verify.py compares the two. The source is a Checkpoint.
 
 What importers are made of is in `common`.
 """

@@ -531,11 +531,15 @@ def original(source: Checkpoint, **options: Any) -> Original:
         def run(values: Values) -> Any:
             return evaluator.run(None, {name: values[name] for name in names})[0]
 
-        signed, padding = SIGNED.get(node.op_type), None
-        if node.op_type == "Pad":
-            padding = lambda values: _top_left(node, values)  # noqa: E731  # as short as it is
-        taken = (lambda values: signed(*(values[name] for name in names[:2]))) if signed else None
-        return Step(node.output[0], names, run, taken, node.op_type in MOVING, padding)
+        signed = SIGNED.get(node.op_type)
+        return Step(
+            node.output[0],
+            names,
+            run,
+            signed=(lambda values: signed(*(values[name] for name in names[:2]))) if signed else None,
+            moves=node.op_type in MOVING,
+            padding=(lambda values: _top_left(node, values)) if node.op_type == "Pad" else None,
+        )
 
     steps = [step(node) for node in proto.graph.node if needed & set(node.output)]
     return graph_original(model, steps, graph.constants, graph.input, logits)
@@ -556,7 +560,7 @@ SIGNED: dict[str, Callable[..., Array]] = {
 
 
 def _top_left(node: Any, values: Values) -> tuple[int, int]:
-    """How much a Pad puts above and left of an image."""
+    """How much a pad puts above and left of an image."""
     pads = next((each.ints for each in node.attribute if each.name == "pads"), None)
     axes = values[node.input[3]] % 4 if len(node.input) > 3 and node.input[3] else np.arange(4)
     first = dict(zip(axes.tolist(), pads or values[node.input[1]].tolist(), strict=False))

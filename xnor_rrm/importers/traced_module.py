@@ -4,8 +4,8 @@
 
 Convolutions and linear layers whose input is a sign are binary: torch.sign, a comparison that becomes two
 opposite numbers, or an autograd Function or straight-through estimator whose forward is one. Their weights
-may be any expression of parameters: what depends on nothing else is evaluated first. x / c is taken as x times
-float32(1 / c). Logits are the input of a final softmax.
+may be any expression of parameters: what depends on nothing else is evaluated first. x / c is taken as x
+times float32(1 / c). Logits are the input of a final softmax.
 
 The original takes sign(0) = 0 where it is torch.sign: see common/zeros.py.
 """
@@ -449,12 +449,21 @@ def _step(node: fx.Node) -> Step:
         return [values[layer_name(each)] if isinstance(each, fx.Node) else each for each in node.args]
 
     name, inputs = operator_name(node), tuple(layer_name(each) for each in node.all_input_nodes)
-    signed, padding = SIGNED.get(name), None
-    if name == "constant_pad_nd":
-        left, _, top, _ = [*node.args[1], 0, 0][:4]  # type: ignore[misc]  # numbers
-        padding = lambda values: (top, left)  # noqa: E731  # as short as it is
-    taken = (lambda values: signed(*operands(values)[:2])) if signed else None
-    return Step(layer_name(node), inputs, run, taken, name in MOVING, padding)
+    signed = SIGNED.get(name)
+    return Step(
+        layer_name(node),
+        inputs,
+        run,
+        signed=(lambda values: signed(*operands(values)[:2])) if signed else None,
+        moves=name in MOVING,
+        padding=(lambda _: _top_left(node)) if name == "constant_pad_nd" else None,
+    )
+
+
+def _top_left(node: fx.Node) -> tuple[int, int]:
+    """How much a pad puts above and left of an image."""
+    left, _, top, _ = [*arguments(node)["pad"], 0, 0][:4]
+    return top, left
 
 
 #: Operators that compare or move values.
