@@ -94,7 +94,8 @@ class Scratch(NamedTuple):
     timespec: Any
 
 
-#: What a step reports of a frame: path, flips (binary) or changed inputs, outputs computed, nanoseconds.
+#: What a step reports of a frame: path, flips (binary), changed inputs or (of the input step) pixels that the
+#: threshold held back, outputs computed, nanoseconds.
 REPORT = 4
 
 INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV, COPY = (int(kind) for kind in Kind)
@@ -362,13 +363,22 @@ def _binary_conv(
 
 @jit
 def run(
-    steps: Any, frame: Any, all_pixels: bool, keep: bool, report: Any, const: Any, state: Any, scratch: Any
+    steps: Any,
+    frame: Any,
+    all_pixels: bool,
+    keep: bool,
+    threshold: int,
+    report: Any,
+    const: Any,
+    state: Any,
+    scratch: Any,
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
     steps : STEP[n].  frame : uint8[h * w * C], resized and cropped.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
+    threshold : of changes that leave an input pixel as it was (`elementwise.normalise`); 0 on a first frame.
     report : int64[n, REPORT].  const, state, scratch : `Constants`, `State`, `Scratch`.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
@@ -382,7 +392,8 @@ def run(
             pixels = s.ho * s.wo
             last = state.u8[s.padded : s.padded + s.cin * pixels]
             changed, x = state.u8[s.y_mask : s.y_mask + pixels], state.f32[s.y :]
-            here[2] = normalise(frame, last, const.f32[s.weights :], x, changed, all_pixels, s.cin)
+            table = const.f32[s.weights :]
+            here[2], here[1] = normalise(frame, last, table, x, changed, all_pixels, threshold, s.cin)
             here[0] = DENSE if all_pixels else CHANGED if here[2] else CLEAN
         elif s.kind == ELEMENTWISE:
             if s.fused:  # done, timed and reported with the convolution before it

@@ -81,7 +81,11 @@ class Arena:
 
 @dataclass(frozen=True, eq=False)
 class StepInfo:
-    """What people see of a step: the layers it computes, and in which role."""
+    """What people see of a step: the layers it computes, and in which role.
+
+    leaves : what later steps read of it: "bits", "floats", or a convolution's "sums", which a program reads.
+    state, constants : bytes that a stream keeps for the step, and bytes of weights and tables.
+    """
 
     name: str
     kind: str
@@ -89,6 +93,9 @@ class StepInfo:
     outputs: int
     bits: int
     macs: int
+    leaves: tuple[str, ...] = ()
+    state: int = 0
+    constants: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +160,12 @@ class _Builder:
         self.state["uint8"].reserve(
             max((shapes[i][0] + 1) * shapes[n.name][1] for n in self.model.layers for i in n.inputs)
         )
+        self.told = self.sizes()
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Tensors of bits and of floats, bytes of state and of constants, of all steps so far."""
+        state, const = (sum(a.size * a.dtype.itemsize for a in x.values()) for x in (self.state, self.const))
+        return len(self.bits), len(self.floats), state, const
 
     def need(self, **sizes: int) -> None:
         for name, size in sizes.items():
@@ -161,8 +174,13 @@ class _Builder:
     def finish(self, step: Any, info: StepInfo) -> None:
         step["macs"] = info.macs
         self.need(pixels=int(step["ho"] * step["wo"]))
+        bits, floats, state, const = (
+            now - before for now, before in zip(self.sizes(), self.told, strict=True)
+        )
+        leaves = (*["bits"] * (bits > 0), *["floats"] * (floats > 0)) or ("sums",)
+        self.told = self.sizes()
         self.steps.append(step)
-        self.info.append(info)
+        self.info.append(replace(info, leaves=leaves, state=state, constants=const))
 
     def float_tensor(self, name: str, stride: int = 0) -> _Tensor:
         """Reserve the float output of a layer, by default padded to whole register tiles."""
