@@ -37,6 +37,7 @@ from xnor_rrm.model import (
     Window,
 )
 from xnor_rrm.torch_reference import FloatTwin
+from xnor_rrm.verify import VerifyReport, verify
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -88,6 +89,14 @@ def assert_computes(
             np.testing.assert_allclose(values[sign.inputs[0]], before, rtol=1e-3, atol=1e-4)
         output = values[model.layers[-1].name].transpose(2, 0, 1).reshape(-1)
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
+
+
+def assert_passes(model: Model, original: Original) -> VerifyReport:
+    """The engine computes what the original does."""
+    report = verify(model, original, frames(model, 2))
+    assert report.passed, report.failures
+    assert max(layer.off for layer in report.layers.values()) < 1
+    return report
 
 
 # Modules of torch
@@ -997,7 +1006,9 @@ def test_module_computes_what_torch_does(kind: Any, shape: tuple[int, int, int],
     logits = forward(module)
     if kind is BiReal:  # which ends in a softmax
         logits = forward(nn.Sequential(Unsoftened(module)))
-    assert_computes(conversion.model, conversion.original(), logits)
+    original = conversion.original()
+    assert_computes(conversion.model, original, logits)
+    assert_passes(conversion.model, original)
     assert conversion.model.name == kind.__name__
 
 
@@ -1021,7 +1032,7 @@ class Unsoftened(nn.Module):  # type: ignore[misc, name-defined]  # found at run
 def test_a_module_as_large_as_resnet18() -> None:
     torch.manual_seed(0)
     module = trained(ResNet18()).eval()
-    rule = InputRule((64, 64), 0, (123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
+    rule = InputRule((224, 224), 0, (123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
     conversion = bring_over(module, input=rule)
     model, original = conversion.model, conversion.original()
     assert model.input_rule is rule
@@ -1033,6 +1044,7 @@ def test_a_module_as_large_as_resnet18() -> None:
     np.testing.assert_allclose(
         original(x)[0], forward(module)(x.transpose(2, 0, 1)[None])[0], rtol=1e-4, atol=1e-4
     )
+    assert len(assert_passes(model, original).layers) == 16
 
 
 def test_module_layers_are_what_it_means() -> None:
