@@ -210,12 +210,14 @@ def saved(folder: Path, network: Any, **changes: Any) -> Path:
     return folder / "net.pth"
 
 
-def test_a_batch_norm_that_leaves_zeros_is_refused(tmp_path: Path) -> None:
-    network = networks.randomized(networks.LeNet5())
-    beta, mean = network.bin_conv2.bn.bias.detach().clone(), network.bin_conv2.bn.running_mean.clone()
+@pytest.mark.parametrize(("flat", "block"), [(False, "bin_conv2"), (False, "bin_ip1"), (True, "bin_ip1")])
+def test_a_batch_norm_that_leaves_zeros_is_refused(tmp_path: Path, flat: bool, block: str) -> None:
+    network = networks.randomized(networks.LeNet5(flat=flat))
+    norm = getattr(network, block).bn
+    beta, mean = norm.bias.detach().clone(), norm.running_mean.clone()
     beta[3:5] = mean[3:5] = 0
-    changes = {"bin_conv2.bn.bias": beta, "bin_conv2.bn.running_mean": mean}
-    with pytest.raises(ConvertError, match=r"exactly 0, got bin_conv2\.sign, of which channel 3 can be"):
+    changes = {f"{block}.bn.bias": beta, f"{block}.bn.running_mean": mean}
+    with pytest.raises(ConvertError, match=rf"exactly 0, got {block}\.sign, of which channel 3 can be"):
         convert(saved(tmp_path, network, **changes))
 
 
