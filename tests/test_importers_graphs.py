@@ -732,7 +732,7 @@ REFUSED: list[tuple[Callable[[Net, str], str], str]] = [
     ),
     (
         lambda net, x: net.node("Resize", x, "", net.array(np.float32([1, 1, 2.0**30, 2.0**30]))),
-        "values of a layer",
+        "values (of|from)",
     ),
     (
         lambda net, x: net.node("Reshape", x, net.array(np.int64([1, 4, -1]))),
@@ -920,7 +920,7 @@ HOSTILE: list[tuple[Change, str]] = [
     (external, "initializer c0 inside the file, got external data. Save the model as one file"),
     (cyclic, "made before it"),
     (shadowed, "new names for the outputs"),
-    (doubling, "values of a layer"),
+    (doubling, "values (of|from)"),
     (repeated, "layers in proportion to the file"),
     (crowded, "at most 16384 nodes"),
     (
