@@ -736,7 +736,7 @@ REFUSED: list[tuple[Callable[[Net, str], str], str]] = [
     ),
     (
         lambda net, x: net.node("Resize", x, "", net.array(np.float32([1, 1, 2.0**30, 2.0**30]))),
-        "values of a layer",
+        "at most 268435456 values",
     ),
     (
         lambda net, x: net.node("Reshape", x, net.array(np.int64([1, 4, -1]))),
@@ -924,7 +924,7 @@ HOSTILE: list[tuple[Change, str]] = [
     (external, "initializer c0 inside the file, got external data. Save the model as one file"),
     (cyclic, "made before it"),
     (shadowed, "new names for the outputs"),
-    (doubling, "values of a layer"),
+    (doubling, "at most 268435456 values"),
     (repeated, "layers in proportion to the file"),
     (crowded, "at most 16384 nodes"),
     (
