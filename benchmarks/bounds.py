@@ -7,9 +7,9 @@ Counted are the operations of the inner loop in the kernel's own layout, idle la
 
 - xnor: xor, popcount, add for each vector of 8 output channels and each word under a window.
 - xnor_update: xor, and, popcount, two adds, one subtraction, for changed words only.
-- rows: a full adder, two operations, for each selected row and each vector of outputs it meets. n rows take
-  at most n full adders to their binary count, whichever way they are arranged. A cached kernel selects the
-  flipped bits, a dense one the set bits, or the others where those are fewer.
+- rows, set_rows: a full adder, two operations, for each selected row and each vector of outputs it meets. n
+  rows take at most n full adders to their binary count, whichever way they are arranged. The cached kernel
+  selects the flipped bits, the dense one (set_rows) the set bits.
 
 Comparing, listing and packing are not counted, so what they cost shows as a smaller share.
 """
@@ -41,8 +41,6 @@ def operations(variant: str, cached: bool, layer: BinaryLayer, old: Any, new: An
         selected = np.bitwise_count(old ^ new).sum(axis=2, dtype=np.int64)
     else:
         selected = np.bitwise_count(new).sum(axis=2, dtype=np.int64)
-        if 2 * selected.sum() > int(s["h"] * s["w"] * s["cin"]):
-            selected = int(s["cin"]) - selected
     vectors_a_tile = max(1, int(s["out_words"]) // 8)
     return _FULL_ADDER * int(_under_windows(selected, s, int(s["tile"])).sum()) * vectors_a_tile
 

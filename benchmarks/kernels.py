@@ -61,15 +61,20 @@ class Contest:
         weight, self.frame = shape.random_weight(rng), shape.random_frame(rng)
         self.frames = [shape.random_frame(rng) for _ in range(FRAMES)]
         self.flipped = {rate: [shape.flipped(rng, self.frame, rate) for _ in range(FRAMES)] for rate in rates}
+        step = shape.layer(weight).step
+
+        def takes(name: str) -> bool:
+            return VARIANTS[name].takes(step)
+
         self.dense = {
             name: WholeKernel(VARIANTS[name], shape.layer(weight), self.frame)
             for name in DENSE
-            if name in variants or name == POPCOUNT
+            if (name in variants or name == POPCOUNT) and takes(name)
         }
         self.cached = {
             name: Kernel(VARIANTS[name], shape.layer(weight), self.frame)
             for name in CACHED
-            if name in variants
+            if name in variants and takes(name)
         }
         problem = Problem(shape, weight, self.frame)
         self.values = problem.frame_signs.astype(np.float32)

@@ -54,7 +54,8 @@ def rows_limit(kernel: Kernel) -> int:
 def replay_layer(layer: RecordedLayer, variants: Sequence[str], torch: bool) -> tuple[Times, Times]:
     """Nanoseconds of every frame but the first: (warm, cold); see `_sum_up` for the names."""
     frames = layer.frames
-    names = [name for name in VARIANTS if name in variants or name == POPCOUNT]
+    step = layer.layer().step
+    names = [n for n, v in VARIANTS.items() if (n in variants or n == POPCOUNT) and v.takes(step)]
     kernels = {name: Kernel(VARIANTS[name], layer.layer(), frames[0]) for name in names}
     twin = PEERS["torch_fp32"](_problem(layer)) if torch else None
     warm: dict[str, list[tuple[int, int]]] = {name: [] for name in names}

@@ -118,13 +118,14 @@ def made_by(result: Json) -> str:
 
 
 def bench_rows(benches: Iterable[Json]) -> list[Row]:
-    """Network, clip, flipped bits, binary speedup, whole speedup, torch / cached."""
+    """Network, clip, flipped bits; binary layers against dense and P; whole network; torch / cached."""
     return [
         (
             b["model"],
             b["video"],
             share(b["flip_rate"]),
             times(b["binary_speedup"]),
+            times(b.get("binary_speedup_popcount")),
             times(b["speedup"]),
             times(b["torch_fp32_ms"] / b["cached_ms"] if b["torch_fp32_ms"] else None),
         )
@@ -137,6 +138,7 @@ BENCH_COLUMNS = (
     "clip",
     "flipped bits",
     "binary layers, dense / cached",
+    "binary layers, P / cached",
     "whole network, dense / cached",
     "PyTorch fp32 / cached",
 )

@@ -10,17 +10,16 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .bitpack import diff_into_padded
 from .clock import now
 from .elementwise import normalise, run_program
 from .float_conv import conv_float
-from .jit import inline, jit
+from .jit import jit
 from .layout import SOURCE, copy_pixels
+from .listing import list_flips, list_sets
 from .pool import pool
-from .rows import conv_rows, conv_set_rows, list_flips, list_sets
-from .simd import load, splat, store
+from .rows import conv_rows, read_ahead
+from .set_rows import conv_set_rows
 from .threshold import threshold_bits
 from .window import (
     copy_changed_into_padded,
@@ -95,7 +94,8 @@ class Scratch(NamedTuple):
     timespec: Any
 
 
-#: What a step reports of a frame: path, flips (binary) or changed inputs, outputs computed, nanoseconds.
+#: What a step reports of a frame: path, flips (binary), changed inputs or (of the input step) pixels that the
+#: threshold held back, outputs computed, nanoseconds.
 REPORT = 4
 
 INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV, COPY = (int(kind) for kind in Kind)
@@ -240,20 +240,6 @@ def _float_conv(
         e_report[0], e_report[2] = report[0], count
 
 
-@inline
-def touch(table: Any, scratch: Any) -> None:
-    """Read a table most of which is needed: rows picked at random do not keep enough loads in flight.
-
-    Four streams of whole cache lines: 295 KB come from memory in 13 us, as one stream in 17.
-    """
-    quarter = len(table) // 32 * 8
-    seen = splat(np.uint64(0))
-    for i in range(0, quarter, 8):
-        for stream in range(4):
-            seen = seen ^ load(table, stream * quarter + i)
-    store(scratch, 0, seen)
-
-
 @jit
 def _binary_conv(
     s: Any,
@@ -311,8 +297,8 @@ def _binary_conv(
     starts = const.i64[s.starts : s.starts + s.ho * s.wo]
     segment_at = const.i64[s.segment_at : s.segment_at + s.segments]
     table = const.u64[s.table : s.table + s.table_size]
-    if path == ROWS and flips * s.kh * s.kw * s.out_words >= s.table_size:
-        touch(table, scratch.list_words)
+    if path == ROWS:
+        read_ahead(table, s, scratch.starts, scratch.list_words)
     classes = const.i64[s.classes : s.classes + (s.ho * s.wo if s.classes >= 0 else 0)]
     base, limits = const.u16[s.base :], const.u16[s.limits :]
     base_classes = const.i64[s.base_classes :]
@@ -377,13 +363,22 @@ def _binary_conv(
 
 @jit
 def run(
-    steps: Any, frame: Any, all_pixels: bool, keep: bool, report: Any, const: Any, state: Any, scratch: Any
+    steps: Any,
+    frame: Any,
+    all_pixels: bool,
+    keep: bool,
+    threshold: int,
+    report: Any,
+    const: Any,
+    state: Any,
+    scratch: Any,
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
     steps : STEP[n].  frame : uint8[h * w * C], resized and cropped.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
+    threshold : of changes that leave an input pixel as it was (`elementwise.normalise`); 0 on a first frame.
     report : int64[n, REPORT].  const, state, scratch : `Constants`, `State`, `Scratch`.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
@@ -397,7 +392,8 @@ def run(
             pixels = s.ho * s.wo
             last = state.u8[s.padded : s.padded + s.cin * pixels]
             changed, x = state.u8[s.y_mask : s.y_mask + pixels], state.f32[s.y :]
-            here[2] = normalise(frame, last, const.f32[s.weights :], x, changed, all_pixels, s.cin)
+            table = const.f32[s.weights :]
+            here[2], here[1] = normalise(frame, last, table, x, changed, all_pixels, threshold, s.cin)
             here[0] = DENSE if all_pixels else CHANGED if here[2] else CLEAN
         elif s.kind == ELEMENTWISE:
             if s.fused:  # done, timed and reported with the convolution before it

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import rows, xnor
+from . import listing, row_table, rows, set_rows, xnor
 from .bitpack import diff_into_padded
 from .simd import aligned
 from .step import STEP, geometry, segment_offsets, window_starts
@@ -36,8 +36,8 @@ class BinaryLayer:
     ) -> None:
         cout, kernel, channels = weight.shape[0], weight.shape[1:3], shape[2]
         step = geometry(shape, cout, kernel, stride, padding, dilation, binary=True)
-        step["tile"] = rows.tile_pixels(int(step["out_words"]), dilation[1] == 1 or kernel[1] == 1)
-        self.table = rows.build_table(weight, channels, step)
+        step["tile"] = row_table.tile_pixels(int(step["out_words"]), dilation[1] == 1 or kernel[1] == 1)
+        self.table = row_table.build_table(weight, channels, step)
         self.weights = xnor.pack_weights(weight).reshape(-1)
         self.classes, self.outside, self.valid = xnor.outside_tables(weight, step)
         self.zero_padded = pad_value == 0
@@ -54,12 +54,12 @@ class BinaryLayer:
         self.starts, self.segment_at = window_starts(step), segment_offsets(step)
         self.pixels = np.arange(self.outputs)
         bits = shape[0] * shape[1] * channels
-        self.lists = rows.flip_lists(bits, step)
+        self.lists = listing.flip_lists(bits, step)
         self.counts = aligned(int(step["wo"]) + 16, np.int64)
         self.flips = 0
-        self.base = rows.base_of_sets(weight, step, pad_value).reshape(-1)
+        self.base = set_rows.base_of_sets(weight, step, pad_value).reshape(-1)
         self.sums = aligned(self.outputs * 112, np.uint64)
-        self.sets = rows.set_lists(step)
+        self.sets = listing.set_lists(step)
         self.step = np.array([step], STEP)[0]
 
     def load(self, bits: Any) -> None:
@@ -100,7 +100,8 @@ def _xnor_update(layer: BinaryLayer) -> None:
 def _rows(layer: BinaryLayer) -> None:
     x = layer
     risen, fallen, starts, scratch, *places = x.lists
-    rows.list_flips(x.diff, x.last, x.step, risen, fallen, starts, scratch)
+    listing.list_flips(x.diff, x.last, x.step, risen, fallen, starts, scratch)
+    rows.read_ahead(x.table, x.step, starts, scratch)
     rows.conv_rows(
         risen, fallen, starts, x.table, x.step, 0, int(x.step["ho"]),
         *places, x.counts, x.mismatches, x.changed,
@@ -110,11 +111,9 @@ def _rows(layer: BinaryLayer) -> None:
 def _set_rows(layer: BinaryLayer) -> None:
     x = layer
     listed = (x.pixels, x.pixels, x.outputs)
-    if not rows.can_sum_sets(x.step):
-        _xnor(x)
-        return
-    rows.list_sets(x.last, x.step, *x.sets)
-    rows.conv_set_rows(*x.sets, x.table, x.base, x.classes, x.step, x.starts, *listed, x.sums, x.mismatches)
+    listing.list_sets(x.last, x.step, *x.sets)
+    lists, where = (*x.sets, x.table, x.base, x.classes), (x.starts, *listed)
+    set_rows.conv_set_rows(*lists, x.step, *where, x.sums, x.mismatches)
     if x.zero_padded:
         xnor.subtract_outside(x.mismatches, x.step, x.classes, x.outside.reshape(-1), *listed)
 
@@ -124,16 +123,18 @@ class Variant:
     """A way to bring a `BinaryLayer` up to date with its current frame.
 
     cached : needs `mismatches` of the frame before (any variant leaves them); else computes from nothing.
+    takes : whether it can compute a layer of such a STEP.
     """
 
     run: Callable[[BinaryLayer], None]
     cached: bool
+    takes: Callable[[Any], bool] = lambda step: True
 
 
 #: Every kernel of a binary convolution, by name. The first dense and the first cached one are the references.
 VARIANTS: dict[str, Variant] = {
     "xnor": Variant(_xnor, cached=False),
     "xnor_update": Variant(_xnor_update, cached=True),
-    "set_rows": Variant(_set_rows, cached=False),
+    "set_rows": Variant(_set_rows, cached=False, takes=set_rows.can_sum_sets),
     "rows": Variant(_rows, cached=True),
 }

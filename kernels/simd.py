@@ -100,7 +100,7 @@ def _lane_pointer(context: Any, builder: Any, array_type: Any, array: Any, index
     return builder.gep(data, [index])
 
 
-def _vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
+def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
     pointer = _lane_pointer(context, builder, array_type, array, index)
     return builder.bitcast(pointer, vector.as_pointer())
 
@@ -112,7 +112,7 @@ def load(_typing: Any, array: Any, index: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = context.get_value_type(vector)
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return vector(array, types.intp), emit
@@ -125,9 +125,9 @@ def load_some(_typing: Any, array: Any, index: Any, count: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = context.get_value_type(vector)
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
         lanes = ir.Constant(kind, list(range(8)))
-        mask = builder.icmp_signed("<", lanes, _splat(builder, args[2], 8))
+        mask = builder.icmp_signed("<", lanes, splat_value(builder, args[2], 8))
         signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
         function = cgutils.get_or_insert_function(builder.module, signature, "llvm.masked.load.v8i64.p0")
         return builder.call(function, [pointer, I32(8), mask, ir.Constant(kind, None)])
@@ -140,7 +140,7 @@ def prefetch(_typing: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of an element; nothing waits for it."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], I8)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], I8)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, (pointer, I32(0), I32(3), I32(1)))
@@ -154,7 +154,7 @@ def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Write the vector's lanes to elements index, index + 1, ... of the array."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], args[2].type)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], args[2].type)
         builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -188,12 +188,12 @@ def splat(_typing: Any, scalar: Any) -> Any:
     vector = Vector(scalar)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0], vector.count)
+        return splat_value(builder, args[0], vector.count)
 
     return vector(scalar), emit
 
 
-def _splat(builder: Any, scalar: Any, count: int) -> Any:
+def splat_value(builder: Any, scalar: Any, count: int) -> Any:
     one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined), scalar, I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, count), [0] * count))
 
@@ -201,7 +201,7 @@ def _splat(builder: Any, scalar: Any, count: int) -> Any:
 # --- lanes ----------------------------------------------------------------------------------------
 
 
-def _call(builder: Any, name: str, *args: Any) -> Any:
+def emit_call(builder: Any, name: str, *args: Any) -> Any:
     """Call an LLVM intrinsic of its first argument's type; llvmlite's own wrappers refuse vectors."""
     kind = ir.FunctionType(args[0].type, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
@@ -210,60 +210,23 @@ def _call(builder: Any, name: str, *args: Any) -> Any:
 def _popcount(builder: Any, value: Any) -> Any:
     kind = value.type
     suffix = f"v{kind.count}i{kind.element.width}" if isinstance(kind, ir.VectorType) else f"i{kind.width}"
-    return _call(builder, f"llvm.ctpop.{suffix}", value)
+    return emit_call(builder, f"llvm.ctpop.{suffix}", value)
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return _call(builder, f"llvm.fma.v{a.type.count}f32", a, b, c)
+    return emit_call(builder, f"llvm.fma.v{a.type.count}f32", a, b, c)
 
 
-def _has(context: Any, feature: str) -> bool:
+def target_has(context: Any, feature: str) -> bool:
     """Whether the target of this compilation has the processor feature."""
     return f"+{feature}," in f"{context.codegen().magic_tuple()[2]},"
-
-
-def _full_adder(
-    context: Any, builder: Any, truth_table: int, fallback: Callable[..., Any], *args: Any
-) -> Any:
-    if not _has(context, "avx512f"):
-        return fallback(builder, *args)
-    return _call(builder, "llvm.x86.avx512.pternlog.q.512", *args, I32(truth_table))
-
-
-def _ternary(truth_table: int, fallback: Callable[..., Any]) -> Any:
-    """A bitwise function of three vectors: one vpternlog where there is one, else `fallback`.
-
-    LLVM does not find the majority function by itself.
-    """
-
-    def typed(_typing: Any, a: Any, b: Any, c: Any) -> Any:
-        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return _full_adder(context, builder, truth_table, fallback, *args)
-
-        return U64(U64, U64, U64), emit
-
-    return typed
-
-
-def _xor3(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return builder.xor(builder.xor(a, b), c)
-
-
-def _majority(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return builder.or_(builder.and_(a, b), builder.and_(c, builder.or_(a, b)))
-
-
-#: Sum bit of the full adder: a ^ b ^ c.
-xor3 = intrinsic(_ternary(0x96, _xor3))
-#: Carry bit of the full adder: at least two of a, b, c.
-majority = intrinsic(_ternary(0xE8, _majority))
 
 
 def has_byte_compress() -> bool:
     """Whether `list_bits` compiles for this machine; a loop over set bits takes its place elsewhere."""
     from numba.core.registry import cpu_target
 
-    return _has(cpu_target.target_context, "avx512vbmi2")
+    return target_has(cpu_target.target_context, "avx512vbmi2")
 
 
 @intrinsic
@@ -386,41 +349,6 @@ def differs(_typing: Any, a: Any, b: Any) -> Any:
     return types.boolean(a, b), emit
 
 
-def _transpose8(builder: Any, values: list[Any]) -> list[Any]:
-    """Eight vectors of eight uint64 lanes, rows of a matrix -> its columns. 24 shuffles."""
-    for span in (1, 2, 4):  # exchange blocks of `span` lanes between rows `span` apart
-        lanes = range(8)
-        low = [i if not i & span else i - span + 8 for i in lanes]
-        high = [i + span if not i & span else i + 8 for i in lanes]
-        new = list(values)
-        for i in lanes:
-            if not i & span:
-                a, b = values[i], values[i + span]
-                for at, order in ((i, low), (i + span, high)):
-                    new[at] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 8), order))
-        values = new
-    return values
-
-
-@intrinsic
-def ripple(_typing: Any, planes: Any, carry: Any, first: Any) -> Any:
-    """Add a carry into plane `first` (a literal) of numbers whose bits stand in planes, lowest first."""
-    if not isinstance(first, types.IntegerLiteral):
-        return None
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values = [builder.extract_value(args[0], i) for i in range(len(planes))]
-        carry_value = args[1]
-        for i in range(first.literal_value, len(planes)):
-            values[i], carry_value = (
-                builder.xor(values[i], carry_value),
-                builder.and_(values[i], carry_value),
-            )
-        return context.make_tuple(builder, sig.return_type, values)
-
-    return planes(planes, carry, first), emit
-
-
 @intrinsic
 def shift_right(_typing: Any, vector: Any, bits: Any) -> Any:
     """Each lane shifted right by a literal number of bits, zeros coming in."""
@@ -441,175 +369,11 @@ def store_flags(_typing: Any, array: Any, index: Any, value: Any) -> Any:
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         flags = builder.icmp_unsigned("!=", args[2], ir.Constant(args[2].type, None))
         marks = builder.zext(flags, ir.VectorType(I8, 8))
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], marks.type)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], marks.type)
         builder.store(marks, pointer, align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), emit
-
-
-def _sixteen_bit_halves(builder: Any, values: Any, signed: bool) -> list[Any]:
-    """<64 x i8> -> two <32 x i16>."""
-    halves = []
-    for first in (0, 32):
-        order = ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32)))
-        half = builder.shuffle_vector(values, values, order)
-        wide = ir.VectorType(I16, 32)
-        halves.append(builder.sext(half, wide) if signed else builder.zext(half, wide))
-    return halves
-
-
-def _plane_counts(context: Any, builder: Any, planes: Any) -> Any:
-    """<64 x i8> counts of 64 channels from <8 x i64>, one word of eight bit planes, lowest first.
-
-    A byte shuffle puts the planes of eight channels into one 8x8 bit matrix; one affine transform over GF(2)
-    (GFNI) of the identity transposes all eight.
-    """
-    wide = ir.VectorType(I8, 64)
-    if _has(context, "gfni") and _has(context, "avx512bw"):
-        data = builder.bitcast(planes, wide)
-        # The instruction's matrix row k is byte 7 - k.
-        order = [(7 - i % 8) * 8 + i // 8 for i in range(64)]
-        data = builder.shuffle_vector(data, data, ir.Constant(ir.VectorType(I32, 64), order))
-        identity = ir.Constant(wide, [1 << i % 8 for i in range(64)])
-        return _call(builder, "llvm.x86.vgf2p8affineqb.512", identity, data, I8(0))
-    counts = ir.Constant(wide, None)
-    for j in range(8):
-        word = builder.extract_element(planes, I32(j))
-        flags = builder.bitcast(word, ir.VectorType(I1, 64))
-        weight = ir.Constant(wide, [1 << j] * 64)
-        counts = builder.or_(counts, builder.select(flags, weight, ir.Constant(wide, None)))
-    return counts
-
-
-@intrinsic
-def subtract_twice(_typing: Any, counts: Any, at: Any, more: Any, words: Any, planes: Any) -> Any:
-    """uint16 counts[at + 64 * w + c] += more[w] - 2 * (channel c of word w), for w below `words`.
-
-    planes : eight vectors, the bits of an eight-bit integer with a sign for each of 8 words of 64 channels.
-    more : a vector of eight 64-bit lanes, of which the low 16 bits count.
-    """
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        array_value, at_value, more_value, words_value, planes_value = args
-        columns = _transpose8(builder, [builder.extract_value(planes_value, i) for i in range(8)])
-        mores = builder.bitcast(more_value, ir.VectorType(I16, 32))
-        for w, column in enumerate(columns):
-            with builder.if_then(builder.icmp_signed(">", words_value, words_value.type(w)), likely=True):
-                spread = ir.Constant(ir.VectorType(I32, 32), [4 * w] * 32)
-                add = builder.shuffle_vector(mores, mores, spread)
-                values = _plane_counts(context, builder, column)
-                for i, half in enumerate(_sixteen_bit_halves(builder, values, signed=True)):
-                    index = builder.add(at_value, at_value.type(64 * w + 32 * i))
-                    pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, add.type)
-                    total = builder.add(builder.load(pointer, align=2), add)
-                    builder.store(builder.sub(total, builder.add(half, half)), pointer, align=2)
-        return context.get_dummy_value()
-
-    return types.void(counts, types.intp, more, types.intp, planes), emit
-
-
-@intrinsic
-def store_minus_twice(
-    _typing: Any, out: Any, at: Any, base: Any, base_at: Any, more: Any, planes: Any
-) -> Any:
-    """uint16 out[at + c] = base[base_at + c] + more - 2 * (channel c), for 512 channels.
-
-    planes : up to sixteen vectors, the bits of an integer >= 0 for each of 8 words of 64 channels.
-    """
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        out_value, at_value, base_value, base_at_value, more_value, planes_value = args
-        values = [builder.extract_value(planes_value, i) for i in range(len(planes))]
-        values += [ir.Constant(values[0].type, None)] * (16 - len(values))
-        short = ir.VectorType(I16, 32)
-        add = _splat(builder, more_value, 32)
-        low, high = _transpose8(builder, values[:8]), _transpose8(builder, values[8:])
-        for w in range(8):
-            bytes_of = [_plane_counts(context, builder, column[w]) for column in (low, high)]
-            halves = [_sixteen_bit_halves(builder, each, signed=False) for each in bytes_of]
-            for i in range(2):
-                upper = builder.shl(halves[1][i], ir.Constant(short, [9] * 32))
-                lower = builder.shl(halves[0][i], ir.Constant(short, [1] * 32))
-                twice = builder.or_(upper, lower)
-                index = builder.add(base_at_value, base_at_value.type(64 * w + 32 * i))
-                pointer = _vector_pointer(context, builder, sig.args[2], base_value, index, short)
-                total = builder.sub(builder.add(builder.load(pointer, align=2), add), twice)
-                index = builder.add(at_value, at_value.type(64 * w + 32 * i))
-                pointer = _vector_pointer(context, builder, sig.args[0], out_value, index, short)
-                builder.store(total, pointer, align=2)
-        return context.get_dummy_value()
-
-    return types.void(out, types.intp, base, types.intp, types.uint16, planes), emit
-
-
-@intrinsic
-def tuple_of(_typing: Any, vector: Any, count: Any) -> Any:
-    """A tuple of `count` (a literal) times the vector."""
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-    result = types.UniTuple(vector, count.literal_value)
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_tuple(builder, result, [args[0]] * result.count)
-
-    return result(vector, count), emit
-
-
-@intrinsic
-def with_first(_typing: Any, planes: Any, first: Any) -> Any:
-    """The tuple `planes`, its first vectors replaced by those of the tuple `first`."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values = [builder.extract_value(args[1 if i < len(first) else 0], i) for i in range(len(planes))]
-        return context.make_tuple(builder, planes, values)
-
-    return planes(planes, first), emit
-
-
-@intrinsic
-def load_planes(_typing: Any, array: Any, at: Any, count: Any) -> Any:
-    """A tuple of `count` (a literal) vectors that stand one after the other."""
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-    vector = Vector(array.dtype)
-    result = types.UniTuple(vector, count.literal_value)
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = context.get_value_type(vector)
-        values = []
-        for i in range(result.count):
-            index = builder.add(args[1], args[1].type(i * vector.count))
-            pointer = _vector_pointer(context, builder, sig.args[0], args[0], index, kind)
-            values.append(builder.load(pointer, align=8))
-        return context.make_tuple(builder, result, values)
-
-    return result(array, types.intp, count), emit
-
-
-@intrinsic
-def add_into_planes(_typing: Any, array: Any, at: Any, count: Any, planes: Any) -> Any:
-    """Add the numbers in `planes` to those in `count` (a literal) planes of the array, from `at` on."""
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = context.get_value_type(planes.dtype)
-        carry = ir.Constant(kind, None)
-        for i in range(count.literal_value):
-            index = builder.add(args[1], args[1].type(i * 8))
-            pointer = _vector_pointer(context, builder, sig.args[0], args[0], index, kind)
-            old = builder.load(pointer, align=8)
-            if i < len(planes):
-                new = builder.extract_value(args[3], i)
-                total = _full_adder(context, builder, 0x96, _xor3, old, new, carry)
-                carry = _full_adder(context, builder, 0xE8, _majority, old, new, carry)
-            else:
-                total, carry = builder.xor(old, carry), builder.and_(old, carry)
-            builder.store(total, pointer, align=8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, count, planes), emit
 
 
 @intrinsic
@@ -622,10 +386,10 @@ def compress(_typing: Any, mask: Any, vector: Any, array: Any, index: Any) -> An
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = args[1].type
         mask = builder.bitcast(builder.trunc(args[0], I8), ir.VectorType(I1, 8))
-        pointer = _vector_pointer(context, builder, sig.args[2], args[2], args[3], kind)
-        if _has(context, "avx512f"):  # not straight to memory: Zen 4 takes 100 cycles for that
+        pointer = vector_pointer(context, builder, sig.args[2], args[2], args[3], kind)
+        if target_has(context, "avx512f"):  # not straight to memory: Zen 4 takes 100 cycles for that
             name = "llvm.x86.avx512.mask.compress.v8i64"
-            builder.store(_call(builder, name, args[1], ir.Constant(kind, None), mask), pointer, align=8)
+            builder.store(emit_call(builder, name, args[1], ir.Constant(kind, None), mask), pointer, align=8)
         else:
             first = builder.bitcast(pointer, I64.as_pointer())
             signature = ir.FunctionType(ir.VoidType(), [kind, first.type, mask.type])
@@ -680,8 +444,8 @@ def permute(_typing: Any, vector: Any, order: Any) -> Any:
     """Lane i of the result is lane order[i] of an eight-lane vector."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if _has(context, "avx512f"):
-            return _call(builder, "llvm.x86.avx512.permvar.di.512", *args)
+        if target_has(context, "avx512f"):
+            return emit_call(builder, "llvm.x86.avx512.permvar.di.512", *args)
         result = args[0]
         for i in range(8):
             source = builder.trunc(builder.extract_element(args[1], I32(i)), I32)
@@ -703,21 +467,21 @@ def list_bits(_typing: Any, bits: Any, base: Any, step: Any, entries: Any, at: A
         bits_value, base_value, step_value, entries_value, at_value = args
         wide, quarter = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
         count = _popcount(builder, bits_value)
-        chosen = _call(
+        chosen = emit_call(
             builder,
             "llvm.x86.avx512.mask.compress.v64i8",
             ir.Constant(wide, list(range(64))),
             ir.Constant(wide, None),
             builder.bitcast(bits_value, ir.VectorType(I1, 64)),
         )
-        bases, steps = (_splat(builder, x, 16) for x in (base_value, step_value))
+        bases, steps = (splat_value(builder, x, 16) for x in (base_value, step_value))
 
         def write(first: int) -> None:
             order = ir.Constant(quarter, list(range(first, first + 16)))
             part = builder.zext(builder.shuffle_vector(chosen, chosen, order), quarter)
             part = builder.add(builder.mul(part, steps), bases)
             index = builder.add(at_value, at_value.type(first))
-            pointer = _vector_pointer(context, builder, sig.args[3], entries_value, index, quarter)
+            pointer = vector_pointer(context, builder, sig.args[3], entries_value, index, quarter)
             builder.store(part, pointer, align=4)
 
         write(0)
@@ -735,9 +499,9 @@ def counts_to_dots(_typing: Any, counts: Any, index: Any, valid: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         short = ir.VectorType(I16, 16)
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], short)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], short)
         wide = builder.zext(builder.load(pointer, align=2), ir.VectorType(I32, 16))
-        dots = builder.sub(_splat(builder, args[2], 16), builder.add(wide, wide))
+        dots = builder.sub(splat_value(builder, args[2], 16), builder.add(wide, wide))
         return builder.sitofp(dots, ir.VectorType(F32, 16))
 
     return F32V(counts, types.intp, types.int32), emit
@@ -749,7 +513,7 @@ def load_low16(_typing: Any, array: Any, index: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.VectorType(I16, 8)
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
         return builder.zext(builder.load(pointer, align=2), ir.VectorType(I64, 8))
 
     return U64(array, types.intp), emit
@@ -761,7 +525,7 @@ def store_low16(_typing: Any, array: Any, index: Any, value: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         short = builder.trunc(args[2], ir.VectorType(I16, 8))
-        pointer = _vector_pointer(context, builder, sig.args[0], args[0], args[1], short.type)
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], short.type)
         builder.store(short, pointer, align=2)
         return context.get_dummy_value()
 
@@ -814,17 +578,6 @@ def tile_of(_typing: Any, vectors: Any, base: Any) -> Any:
     return tile(vectors, base), emit
 
 
-@intrinsic
-def complement(_typing: Any, tile: Any) -> Any:
-    """Every bit of every vector inverted."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        inverted = [builder.not_(builder.extract_value(args[0], i)) for i in range(len(tile))]
-        return context.make_tuple(builder, tile, inverted)
-
-    return tile(tile), emit
-
-
 def _tile_step(
     combine: Callable[[Any, Any, Any, Any], Any], lane_by_lane: bool = False
 ) -> Callable[..., Any]:
@@ -843,17 +596,17 @@ def _tile_step(
             weights = []
             for v in range(vectors):
                 index = builder.add(at_value, at_value.type(v * tile.dtype.count))
-                pointer = _vector_pointer(context, builder, sig.args[4], w_value, index, kind)
+                pointer = vector_pointer(context, builder, sig.args[4], w_value, index, kind)
                 weights.append(builder.load(pointer, align=w.dtype.bitwidth // 8))
             for p in range(len(base)):
                 index = builder.add(builder.extract_value(bases, p), offset_value)
                 if not lane_by_lane:
                     scalar = builder.load(_lane_pointer(context, builder, sig.args[1], x_value, index))
-                    activation = _splat(builder, scalar, tile.dtype.count)
+                    activation = splat_value(builder, scalar, tile.dtype.count)
                 for v in range(vectors):
                     if lane_by_lane:
                         lane = builder.add(index, index.type(v * tile.dtype.count))
-                        pointer = _vector_pointer(context, builder, sig.args[1], x_value, lane, kind)
+                        pointer = vector_pointer(context, builder, sig.args[1], x_value, lane, kind)
                         activation = builder.load(pointer, align=x.dtype.bitwidth // 8)
                     old = builder.extract_value(tile_value, p * vectors + v)
                     new = combine(builder, old, activation, weights[v])
@@ -887,7 +640,7 @@ def tile_store(_typing: Any, array: Any, base: Any, at: Any, tile: Any) -> Any:
                 value = builder.trunc(value, ir.VectorType(lane, tile.dtype.count))
             start = builder.add(builder.extract_value(bases, i // vectors), at_value)
             index = builder.add(start, start.type(i % vectors * tile.dtype.count))
-            pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, value.type)
+            pointer = vector_pointer(context, builder, sig.args[0], array_value, index, value.type)
             builder.store(value, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -901,12 +654,12 @@ def tile_store_some(_typing: Any, array: Any, base: Any, at: Any, tile: Any, cou
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array_value, bases, at_value, tile_value, count_value = args
         vectors, lanes = len(tile) // len(base), tile.dtype.count
-        limit = _splat(builder, builder.trunc(count_value, I32), lanes)
+        limit = splat_value(builder, builder.trunc(count_value, I32), lanes)
         for i in range(len(tile)):
             value, lane = builder.extract_value(tile_value, i), i % vectors * lanes
             start = builder.add(builder.extract_value(bases, i // vectors), at_value)
             index = builder.add(start, start.type(lane))
-            pointer = _vector_pointer(context, builder, sig.args[0], array_value, index, value.type)
+            pointer = vector_pointer(context, builder, sig.args[0], array_value, index, value.type)
             places = ir.Constant(ir.VectorType(I32, lanes), list(range(lane, lane + lanes)))
             kept = builder.load(pointer, align=array.dtype.bitwidth // 8)
             value = builder.select(builder.icmp_signed("<", places, limit), value, kept)

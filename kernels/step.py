@@ -108,3 +108,13 @@ def segment_offsets(step: Any) -> Any:
     rows = np.arange(step["kh"]) * step["dh"] * step["wp"]
     columns = np.arange(per_row) * step["dw"]
     return ((rows[:, None] + columns[None, :]) * step["words"]).reshape(-1)
+
+
+def windows_holding(marked: Any, step: Any) -> Any:
+    """bool[ho, wo] of bool[h, w]: the outputs that `window.list_windows` lists."""
+    top, left = int(step["pt"]), int(step["pl"])
+    below, right = int(step["hp"] - step["h"]) - top, int(step["wp"] - step["w"]) - left
+    reach = [int(step["dh"] * (step["kh"] - 1)) + 1, int(step["dw"] * (step["kw"] - 1)) + 1]
+    padded = np.pad(marked, ((top, below), (left, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach)
+    return windows[:: int(step["sh"]), :: int(step["sw"])].any(axis=(2, 3))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .jit import jit
-from .simd import get, put
+from .simd import get, load, put, store
 
 
 @jit
@@ -90,12 +90,16 @@ def copy_into_padded(x: Any, stride: int, s: Any, padded: Any) -> None:
 
     x : [h * w * stride], the first `words` elements of a pixel are its value (floats or packed bits).
     """
+    lanes = 64 // x.itemsize
     for y in range(s.h):
         at = ((y + s.pt) * s.wp + s.pl) * s.words
         source = y * s.w * stride
         if stride == s.words:
-            for i in range(s.w * s.words):
-                padded[at + i] = x[source + i]
+            row = s.w * s.words
+            for i in range(0, row - lanes + 1, lanes):
+                store(padded, at + i, load(x, source + i))
+            for i in range(row - row % lanes, row):
+                put(padded, at + i, get(x, source + i))
         else:
             for column in range(s.w):
                 for c in range(s.words):

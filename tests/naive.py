@@ -163,6 +163,14 @@ def network_input(model: Any, frame: Array) -> Array:
     return ((values - np.array(rule.mean)) / np.array(rule.std)).astype(np.float32)
 
 
+def let_through(frame: Array, last: Array | None, threshold: int) -> Array:
+    """What a stream with a threshold sees of uint8[h, w, 3] or uint8[h, w] after it has seen `last`."""
+    if last is None:
+        return frame
+    apart = np.abs(frame.astype(np.int64) - last.astype(np.int64)) > threshold
+    return np.where(apart.any(axis=-1, keepdims=True) if frame.ndim == 3 else apart, frame, last)
+
+
 def luminance(frame: Array) -> Array:
     """uint8[h, w, 1] of RGB uint8[h, w, 3]."""
     red, green, blue = (frame[..., c : c + 1].astype(np.int64) for c in range(3))

@@ -95,7 +95,7 @@ def test_flipped_bits_are_counted_exactly():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_timed_kernel_computes_the_layer(variant):
     """The compiled sequence of a variant's kernels, on frame after frame, against the oracle."""
-    shape, rng = LayerShape("", "", 65, 40, 6, 5, (3, 3), 1, (1, 1, 1, 1), 0), np.random.default_rng(0)
+    shape, rng = LayerShape("", "", 65, 500, 6, 5, (3, 3), 1, (1, 1, 1, 1), 0), np.random.default_rng(0)
     weight, frame = shape.random_weight(rng), shape.random_frame(rng)
     kernel = timing.Kernel(VARIANTS[variant], shape.layer(weight), frame)
     for share in (0.02, 0.5, 0.01):
@@ -186,7 +186,7 @@ def test_kernels_write_their_results(shape_folder, tmp_path):
     assert {"command", "date", "machine", "versions", "assumption"} <= result.keys()
     for layer in result["layers"]:
         assert layer["rounds"] == 2
-        assert set(layer["dense"]) | set(layer["cached"]) == set(VARIANTS)
+        assert set(layer["dense"]) | set(layer["cached"]) == set(VARIANTS) - {"set_rows"}  # too few outputs
         assert set(layer["peers"]) | set(layer["refused"]) == set(names)
         assert set(layer["ratios"]["cached_vs_popcount"]) == {"0.01", "0.2"}
         cached = [row for by_rate in layer["cached"].values() for row in by_rate.values()]

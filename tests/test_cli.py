@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import io
 import json
 import os
 import subprocess
 import sys
 
 import av
+import naive
 import numpy as np
 import pytest
-from models import every_kind, random_frames
+from models import Builder, every_kind, random_frames
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import xnor_rrm
 from xnor_rrm import cli
 from xnor_rrm.bench import bench
 from xnor_rrm.errors import VideoError, XnorError
-from xnor_rrm.model import Model
-from xnor_rrm.report import RECORD, write_json
+from xnor_rrm.model import INPUT, Model, Window
+from xnor_rrm.report import PLAN_COLUMNS, RECORD, plan_rows, show_table, write_json
 from xnor_rrm.video import VideoReader
 
 FRAMES = 8
@@ -74,7 +78,7 @@ def facts(text):
 def test_version_and_help():
     assert invoke("--version").stdout.strip() == xnor_rrm.__version__
     text = invoke("--help").stdout
-    for command in ("convert", "inspect", "run", "bench", "demo"):
+    for command in ("convert", "inspect", "run", "bench", "profile", "demo"):
         assert command in text
         assert "--help" in invoke(command, "--help").stdout
 
@@ -94,6 +98,62 @@ def test_inspect_lists_every_layer_and_totals(model, model_file):
     assert float(totals["compression"]) == pytest.approx(
         int(totals["float32_bytes"]) / int(totals["bytes"]), abs=0.01
     )
+
+
+def test_inspect_plan_lists_the_steps_in_order(model, model_file):
+    lines = invoke("inspect", model_file, "--plan").stdout.splitlines()
+    header, *rows = [line.split("\t") for line in lines if "\t" in line]
+    rows = [dict(zip(header, row, strict=True)) for row in rows]
+    stream = model.stream()
+    stream(np.zeros((9, 7, 3), np.uint8))
+    assert [row["step"] for row in rows] == [step.name for step in stream.stats]
+    named = {name for row in rows for name in (row["step"], *row["fused with"].split())}
+    assert {"input", *(layer.name for layer in model.layers)} <= named
+    kinds = {layer.name: type(layer).__name__ for layer in model.layers}
+    for row in rows:
+        kind = row["kind"].removeprefix("+ ")
+        if kind == "binary conv":
+            assert kinds[row["step"]] == "BinaryConv2d"
+            assert row["leaves"] == ("bits" if row["fused with"] != "-" else "sums")
+        elif kind in ("pool", "copy", "input"):
+            assert row["leaves"] == "floats"
+        signs = any(kinds.get(name) == "Sign" for name in (row["step"], *row["fused with"].split()))
+        assert signs == ("bits" in row["leaves"].split())
+    totals = facts("\n".join(lines))
+    assert int(totals["steps"]) == len(rows)
+    for column in ("state", "constant"):
+        assert int(totals[f"{column}_bytes"]) == sum(int(row[column.replace("nt", "nts")]) for row in rows)
+    weights = sum(layer.tensors()["weight"].nbytes for layer in model.layers if "weight" in layer.tensors())
+    assert weights < int(totals["constant_bytes"])
+    kept = 4 * np.prod(model.input_shape)  # of the input alone
+    assert kept < int(totals["state_bytes"]) <= stream.state_bytes
+
+
+def test_plan_is_readable_at_100_columns():
+    """Names stay whole, and numbers on one line."""
+    net = Builder(np.random.default_rng(0), 12, 12)
+    top = net.affine(net.conv(INPUT, 40, Window((3, 3))))
+    for _ in range(2):
+        top = net.plus(net.affine(net.binary(top, 40, Window((3, 3), padding=(1, 1, 1, 1)))), top)
+    net.conv(top, 5, net.whole(top))
+    layers = [
+        dataclasses.replace(
+            layer,
+            name=f"stage1_{layer.name}",
+            inputs=tuple(name if name == INPUT else f"stage1_{name}" for name in layer.inputs),
+        )
+        for layer in net.layers
+    ]
+    model = Model("long", net.model().input_rule, tuple(layers))
+    console = Console(width=100, force_terminal=True, color_system=None, file=io.StringIO())
+    rows = plan_rows(model)
+    show_table(console, PLAN_COLUMNS, rows)
+    text = console.file.getvalue()
+    words = text.split()
+    for row in rows:
+        assert {row[0], *row[5].split()} <= set(words) if row[5] else row[0] in words
+        assert f"{row[3]}" in words
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_info_of_a_model_file_cannot_pose_as_a_total(model, tmp_path):
@@ -153,6 +213,48 @@ def test_bench_measures_and_records(model_file, folder, tmp_path):
         assert step["dense_ms"] >= 0
         assert (step["flip_rate"] is not None) == (step["kind"] == "binary")
     assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "tiny.xnor", "frames"}
+
+
+@pytest.fixture
+def noisy(frames, tmp_path):
+    """A camera's noise of up to 3 on each value, and now and then more somewhere."""
+    rng, path = np.random.default_rng(3), tmp_path / "noisy"
+    path.mkdir()
+    shown = [np.clip(frames[0] + rng.integers(-3, 4, frames[0].shape), 0, 255) for _ in range(FRAMES)]
+    for i, frame in enumerate(shown):
+        frame[i % 9, :3] = 255 - frame[i % 9, :3]
+        shown[i] = frame.astype(np.uint8)
+        Image.fromarray(shown[i]).save(path / f"{i}.png")
+    return path, shown
+
+
+@pytest.mark.parametrize("command", ["bench", "run", "run --mode dense", "profile"])
+def test_threshold_tells_what_it_costs(model, model_file, noisy, tmp_path, command):
+    """Disagreement with the dense network on the whole frames, by the oracle."""
+    folder, frames = noisy
+    told = facts(invoke(*command.split(), model_file, folder, "--threshold", 5).stdout)
+    held, others, largest, last = [], [], 0.0, None
+    for frame in (frame[1:-1, 1:-2] for frame in frames):
+        seen = naive.let_through(frame, last, 5)
+        ours, theirs = (
+            naive.forward(model, naive.network_input(model, x))[model.layers[-1].name].reshape(-1)
+            for x in (seen, frame)
+        )
+        if last is not None:
+            held.append((seen != frame).any(axis=-1).mean())
+            others.append(ours.argmax() != theirs.argmax())
+            largest = max(largest, np.abs(ours - theirs).max())
+        last = seen
+    assert told["threshold"] == "5"
+    assert float(told["held_back"]) == pytest.approx(np.mean(held), rel=1e-3)
+    assert float(told["other_top1"]) == pytest.approx(np.mean(others), rel=1e-3)
+    assert float(told["logit_difference"]) == pytest.approx(largest, rel=1e-3)
+    assert 0.5 < np.mean(held) < 1
+    assert largest > 0
+    if command != "run" and command != "run --mode dense":
+        assert told["identical"] == "true"
+    plain = facts(invoke(*command.split(), model_file, folder).stdout)
+    assert not {"threshold", "held_back", "other_top1", "logit_difference"} & plain.keys()
 
 
 def test_convert_then_inspect(data_folder, tmp_path):
@@ -217,6 +319,11 @@ def test_bad_arguments_end_in_one_message(model_file, folder, tmp_path):
         ("run", model_file, folder, "-o", tmp_path / "no" / "results.csv"): "No such file or directory",
         ("run", model_file, folder, "--mode", "fast"): "--mode",
         ("run", model_file, folder, "--max-frames", "0"): "--max-frames",
+        ("run", model_file, folder, "--threshold", "256"): "--threshold",
+        ("bench", model_file, folder, "--threshold", "-1"): "--threshold",
+        ("profile", model_file, folder, "--plot", tmp_path / "plot.gif"): ".png or .html",
+        ("profile", model_file, folder, "--plot", tmp_path / "no" / "plot.png"): "no folder",
+        ("profile", model_file, folder, "--max-frames", "1"): "at least two frames",
         ("run", tmp_path / "missing.xnor", folder): "missing.xnor",
         ("inspect", tmp_path / "noise.xnor"): "noise.xnor",
         ("inspect", tmp_path): str(tmp_path),
@@ -282,8 +389,8 @@ def test_results_before_an_error_stay_readable(model_file, folder, tmp_path, mon
 class Liar(Model):
     """Its cached streams are one unit in the last place off on every fifth frame."""
 
-    def stream(self, mode="cached"):
-        stream = super().stream(mode)
+    def stream(self, mode="cached", **options):
+        stream = super().stream(mode, **options)
         return stream if mode == "dense" else LyingStream(stream)
 
 
@@ -352,7 +459,7 @@ import xnor_rrm
 from typer.testing import CliRunner
 from xnor_rrm.cli import app
 model, folder, output = sys.argv[1:]
-for line in ("--help", "inspect {0}", "run {0} {1}", "bench {0} {1} --json {2}"):
+for line in ("--help", "inspect {0}", "run {0} {1}", "bench {0} {1} --json {2}", "profile {0} {1}"):
     result = CliRunner().invoke(app, [word.format(model, folder, output) for word in line.split()])
     assert result.exit_code == 0, result.output
 assert json.load(open(output))["torch_fp32_ms"] is None

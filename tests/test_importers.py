@@ -9,7 +9,7 @@ import sys
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from models import Builder, every_kind
-from PIL import Image
 
 from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.bits import pack_signs, unpack_signs
@@ -34,13 +33,7 @@ F = torch.nn.functional
 Array = npt.NDArray[Any]
 State = dict[str, Any]
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Packing
@@ -878,77 +871,3 @@ def test_float_twin_runs_every_kind_of_layer_and_refuses_other_inputs() -> None:
     for wrong in (x[1:], x.astype(np.float64), x[None]):
         with pytest.raises(ShapeError):
             twin(wrong)
-
-
-# Really trained networks reach the accuracy they are known for
-
-Run = Callable[[Array], Array]
-
-
-def float_twin(model: Model) -> Run:
-    """From raw frames of the input's size to logits, through the float network."""
-    twin, table = FloatTwin(model), model.input_rule.table()
-    return lambda frame: twin(table[frame, np.arange(3)])
-
-
-#: What is held to the accuracies: from a model to a function of frames uint8[H, W, 3].
-RUNNERS: dict[str, Callable[[Model], Run]] = {
-    "float_twin": float_twin,
-    "stream": lambda model: model.stream("dense"),
-}
-
-
-def imagenet_sample(data: Path) -> Iterator[tuple[Array, int]]:
-    """(uint8[224, 224, 3], class) of each of the 200 images."""
-    folder = data / "images" / "imagenet_sample224"
-    classes = [line.split()[0] for line in (folder / "synset.txt").read_text().splitlines()]
-    for path in sorted(folder.glob("*.jpg")):
-        yield np.asarray(Image.open(path).convert("RGB")), classes.index(path.name.partition("_")[0])
-
-
-def cifar10(data: Path, count: int) -> Iterator[tuple[Array, int]]:
-    """(uint8[32, 32, 3], class) of the first lossless training images, at most 1,000."""
-    folder = data / "images" / "cifar10_lossless_train4000"
-    sheet = np.asarray(Image.open(folder / "cifar10_batch_0.png").convert("RGB"))
-    labels = json.loads((folder / "labels_4000.json").read_text())
-    return zip(sheet.reshape(-1, 32, 32, 3)[:count], labels[:count], strict=True)
-
-
-def hits(run: Run, samples: Iterator[tuple[Array, int]], top: int) -> Array:
-    """int[top]: how many samples have their class among the first 1, 2, ... top."""
-    found = np.zeros(top, int)
-    for frame, label in samples:
-        found += np.cumsum(np.argsort(-run(frame), kind="stable")[:top] == label)
-    return found
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_resnet18_reaches_its_accuracy(data_folder: Path, runner: str) -> None:
-    folder = data_folder / "models" / "bmxnet_resnet18_imagenet"
-    model = convert(folder / "binarized_32_resnet-18-binary-0001.params")
-    assert model.labels[0] == "tench, Tinca tinca"
-    # The images are stored as the 224x224 crop already, which an input rule takes as it is.
-    found = hits(RUNNERS[runner](model), imagenet_sample(data_folder), top=5)
-    assert abs(found[0] - 94) <= 1
-    assert abs(found[4] - 146) <= 1
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_nin_reaches_its_accuracy(data_folder: Path, runner: str) -> None:
-    path = data_folder / "models" / "nin_xnor_cifar10" / "nin_best_XNOR.pth.tar"
-    model = convert(path, transposed=True)
-    assert abs(hits(RUNNERS[runner](model), cifar10(data_folder, 1000), top=1)[0] - 936) <= 1
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_vgg13_reaches_its_accuracy(data_folder: Path, runner: str) -> None:
-    model = convert(data_folder / "models" / "vgg13_xnor_cifar10" / "Bin_VGG13.best8520.pth")
-    assert sum(isinstance(layer, BinaryConv2d) for layer in model.layers) == 9
-    assert abs(hits(RUNNERS[runner](model), cifar10(data_folder, 1000), top=1)[0] - 916) <= 1
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_bireal20_reaches_its_accuracy(data_folder: Path, runner: str) -> None:
-    model = convert(data_folder / "models" / "bireal20_cifar10" / "model_best.pth.tar")
-    assert sum(isinstance(layer, BinaryConv2d) for layer in model.layers) == 18
-    assert abs(hits(RUNNERS[runner](model), cifar10(data_folder, 1000), top=1)[0] - 869) <= 1

@@ -36,7 +36,6 @@ from xnor_rrm.model import (
     Window,
 )
 from xnor_rrm.torch_reference import FloatTwin
-from xnor_rrm.verify import verify
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -48,13 +47,7 @@ Array = npt.NDArray[Any]
 
 QONNX = "qonnx.custom_op.general"
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layers(model: Model, kind: type[Layer]) -> list[Any]:
@@ -446,13 +439,6 @@ def test_onnx_computes_what_its_evaluator_does(
     last = onnx.load(path).graph.node[-1]
     logits = last.input[0] if "Softmax" in last.op_type else ""
     assert_computes(conversion.model, conversion.original(), reference(path, logits))
-
-
-def test_onnx_runs_in_the_engine_as_its_evaluator_says(tmp_path: Path) -> None:
-    conversion = bring_over(save(residual, tmp_path))
-    report = verify(conversion.model, conversion.original(), frames(conversion.model, 3))
-    assert report.passed, report.failures
-    assert all(layer.off < 1 for layer in report.layers.values())
 
 
 def test_onnx_becomes_the_layers_that_it_means(tmp_path: Path) -> None:
@@ -995,7 +981,7 @@ DAMAGED: dict[Any, bytes] = {}
 def test_without_onnx_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(residual, tmp_path)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConvertError, match=r'pip install "xnor-rrm\[onnx\]"'):
+    with pytest.raises(ConvertError, match=r'pip install "xnor-rrm\[convert\]"'):
         convert(path)
 
 
@@ -1031,7 +1017,7 @@ class Unsoftened(nn.Module):  # type: ignore[misc, name-defined]  # found at run
         return given[0]
 
 
-def test_a_module_as_large_as_resnet18(one_thread: None) -> None:
+def test_a_module_as_large_as_resnet18() -> None:
     torch.manual_seed(0)
     module = trained(ResNet18()).eval()
     rule = InputRule((64, 64), 0, (123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
@@ -1046,9 +1032,6 @@ def test_a_module_as_large_as_resnet18(one_thread: None) -> None:
     np.testing.assert_allclose(
         original(x)[0], forward(module)(x.transpose(2, 0, 1)[None])[0], rtol=1e-4, atol=1e-4
     )
-    report = verify(model, original, frames(model, 1))
-    assert report.passed, report.failures
-    assert len(report.layers) == 16
 
 
 def test_module_layers_are_what_it_means() -> None:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_importers import RUNNERS, hits, imagenet_sample
 
 from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.errors import ConvertError
@@ -496,31 +495,6 @@ def test_lce_computes_what_its_graph_says(tmp_path: Path, seed: int) -> None:
     assert model.input_rule.mean == (127.5,) * 3
     paddings = {layer.name: layer.pad_value for layer in model.layers if isinstance(layer, BinaryConv2d)}
     assert paddings == {"second.dot": 1, "thresholded": 1, "third": 0, "fourth.dot": 1, "vector": 0}
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_quicknet_reaches_its_accuracy(data_folder: Path, runner: str) -> None:
-    model = convert(data_folder / "models" / "quicknet_imagenet" / "quicknet.tflite")
-    assert sum(isinstance(layer, BinaryConv2d) for layer in model.layers) == 13
-    # The images are stored as the 224x224 crop already, which an input rule takes as it is.
-    found = hits(RUNNERS[runner](model), imagenet_sample(data_folder), top=5)
-    assert abs(found[0] - 134) <= 1
-    assert abs(found[4] - 179) <= 1
-
-
-def test_quicknets_original_takes_the_same_signs(data_folder: Path) -> None:
-    path = data_folder / "models" / "quicknet_imagenet" / "quicknet.tflite"
-    model, run = convert(path), lce.original(Checkpoint(path))
-    frame, _ = next(imagenet_sample(data_folder))
-    x = model.input_rule.table()[frame, np.arange(3)]
-    logits, before = run(x)
-    values = naive.forward(model, x)
-    sources = {layer.name: layer.inputs[0] for layer in model.layers if isinstance(layer, Sign)}
-    assert set(before) == set(sources)
-    for name, source in sources.items():
-        np.testing.assert_allclose(before[name], values[source], atol=1e-3)
-        assert ((before[name] >= 0) != (values[name] > 0)).mean() < 1e-4
-    np.testing.assert_allclose(values[model.layers[-1].name].reshape(-1), logits, atol=1e-2)
 
 
 def change_tensor(name: str, **changes: Any) -> Callable[[TfLite], None]:

@@ -26,6 +26,7 @@ nn, F = torch.nn, torch.nn.functional
 
 Array = npt.NDArray[Any]
 State = dict[str, Any]
+Pair = tuple[int, int]
 
 
 class Net(nn.Module):  # type: ignore[misc]  # torch is imported as Any
@@ -351,7 +352,7 @@ class Sequence(Net):
                 x = module(x)
 
 
-def vgg(width: int, dropout: bool = False) -> Sequence:
+def vgg(width: int, dropout: bool = False, last: Pair = (9, 8), hidden: Pair = (24, 20)) -> Sequence:
     def conv(cin: int, cout: int, pool: bool) -> list[Any]:
         layers = [BinarizeConv2d(cin, cout, 3, padding=1), nn.BatchNorm2d(cout), nn.Hardtanh()]
         return [layers[0], nn.MaxPool2d(2, 2), *layers[1:]] if pool else layers
@@ -361,22 +362,31 @@ def vgg(width: int, dropout: bool = False) -> Sequence:
         return [*layers, nn.Dropout(0.5)] if dropout else layers
 
     features = conv(3, width, False) + conv(width, width, True) + conv(width, 2 * width, False)
-    features += conv(2 * width, 2 * width, True) + conv(2 * width, 9, False) + conv(9, 8, True)
-    last = [BinarizeLinear(20, 10), nn.BatchNorm1d(10, affine=False), nn.LogSoftmax(1)]
-    return Sequence(features, linear(8 * 4 * 4, 24) + linear(24, 20) + last)
+    features += conv(2 * width, 2 * width, True) + conv(2 * width, last[0], False)
+    features += conv(*last, True)
+    logits = [BinarizeLinear(hidden[1], 10), nn.BatchNorm1d(10, affine=False), nn.LogSoftmax(1)]
+    return Sequence(features, linear(last[1] * 4 * 4, hidden[0]) + linear(*hidden) + logits)
 
 
-def alexnet() -> Sequence:
+def alexnet(
+    widths: tuple[int, int, int, int, int] = (6, 9, 10, 8, 5),
+    hidden: tuple[int, ...] = (30,),
+    classes: int = 12,
+) -> Sequence:
     def after(channels: int, pool: bool) -> list[Any]:
         return [nn.MaxPool2d(3, 2)] * pool + [nn.BatchNorm2d(channels), nn.Hardtanh()]
 
-    features = [BinarizeConv2d(3, 6, 11, 4, 2), *after(6, True)]
-    features += [BinarizeConv2d(6, 9, 5, 1, 2), *after(9, True)]
-    features += [BinarizeConv2d(9, 10, 3, 1, 1), *after(10, False)]
-    features += [BinarizeConv2d(10, 8, 3, 1, 1), *after(8, False)]
-    features += [BinarizeConv2d(8, 5, 3, 1, 1), *after(5, True)]
-    classifier = [BinarizeLinear(5 * 36, 30), nn.BatchNorm1d(30), nn.Hardtanh(), BinarizeLinear(30, 12)]
-    return Sequence(features, [*classifier, nn.BatchNorm1d(12), nn.LogSoftmax(1)])
+    a, b, c, d, e = widths
+    features = [BinarizeConv2d(3, a, 11, 4, 2), *after(a, True)]
+    features += [BinarizeConv2d(a, b, 5, 1, 2), *after(b, True)]
+    features += [BinarizeConv2d(b, c, 3, 1, 1), *after(c, False)]
+    features += [BinarizeConv2d(c, d, 3, 1, 1), *after(d, False)]
+    features += [BinarizeConv2d(d, e, 3, 1, 1), *after(e, True)]
+    classifier: list[Any] = []
+    for cin, cout in itertools.pairwise((e * 36, *hidden)):
+        classifier += [BinarizeLinear(cin, cout), nn.BatchNorm1d(cout), nn.Hardtanh()]
+    logits = [BinarizeLinear(hidden[-1], classes), nn.BatchNorm1d(classes), nn.LogSoftmax(1)]
+    return Sequence(features, [*classifier, *logits])
 
 
 @pytest.mark.parametrize("dropout", [False, True])

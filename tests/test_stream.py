@@ -266,9 +266,96 @@ def test_a_failure_inside_a_frame_starts_afresh(monkeypatch):
     check([stream], frames)
 
 
+@pytest.mark.parametrize("threshold", [-1, 256, 1.0, "1", True, None])
+def test_other_thresholds_are_refused(threshold):
+    with pytest.raises(XnorError, match="integer from 0 to 255"):
+        small_model().stream(threshold=threshold)
+
+
 def test_an_unknown_mode_is_refused():
     with pytest.raises(XnorError, match=r"'cached' or 'dense', got 'fast'"):
         small_model().stream("fast")
+
+
+# --- a threshold for noise ----------------------------------------------------------------------------
+
+
+def drifting(rng: np.random.Generator, model: Model, size: int, n: int = 8) -> Iterator[Array]:
+    """Frames whose values wander by up to `size` a frame, and now and then leap somewhere."""
+    height, width = model.input_rule.crop
+    frame = rng.integers(0, 256, (height, width, 3))
+    for _ in range(n):
+        shown = frame.astype(np.uint8)
+        yield naive.luminance(shown)[..., 0] if model.input_rule.channels == 1 else shown
+        frame = np.clip(frame + rng.integers(-size, size + 1, frame.shape), 0, 255)
+        if rng.random() < 0.5:
+            y, x = int(rng.integers(height)), int(rng.integers(width))
+            frame[y : y + 2, x : x + 2] = rng.integers(0, 256, frame[y : y + 2, x : x + 2].shape)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=SEEDS,
+    threshold=st.integers(0, 40) | st.just(255),
+    size=st.integers(0, 25),
+    share=SHARE,
+    band=BAND,
+)
+def test_a_threshold_is_exact_on_what_it_lets_through(seed, threshold, size, share, band):
+    """Both modes give the oracle's bits for the frames let through; and count what was held back."""
+    rng = np.random.default_rng(seed)
+    model = laid_out(random_model(rng, blocks=2), share, band)
+    streams = [model.stream(mode, threshold=threshold) for mode in ("cached", "dense")]
+    whole, last = model.stream("dense"), None
+    for frame in drifting(rng, model, size):
+        last = naive.let_through(frame, last, threshold)
+        expected = oracle(model, last)
+        assert whole(last).tobytes() == expected.tobytes()
+        differ = (last != frame).any(axis=-1) if frame.ndim == 3 else last != frame
+        for stream in streams:
+            assert stream(frame).tobytes() == expected.tobytes(), stream.mode
+            assert stream.held_back == pytest.approx(differ.mean())
+
+
+def test_a_threshold_is_measured_from_what_was_let_through():
+    """A slow drift passes once it has gone far enough, however little it moves from frame to frame."""
+    model = small_model()
+    stream, seen = model.stream(threshold=10), []
+    for value in range(100, 130):
+        stream(np.full((6, 7, 3), value, np.uint8))
+        seen.append(stream.held_back == 0)
+    assert [value for value, through in zip(range(100, 130), seen, strict=True) if through] == [100, 111, 122]
+
+
+def test_one_channel_beyond_the_threshold_lets_the_pixel_through():
+    model = small_model()
+    stream = model.stream(threshold=10)
+    frame = np.full((6, 7, 3), 100, np.uint8)
+    stream(frame)
+    frame[2, 3] = 105, 89, 110
+    frame[4, 5] = 110, 90, 110
+    check_seen = frame.copy()
+    check_seen[4, 5] = 100
+    assert stream(frame).tobytes() == oracle(model, check_seen).tobytes()
+    assert stream.held_back == pytest.approx(1 / 42)
+
+
+def test_a_threshold_lets_a_fresh_start_through_whole():
+    model = small_model()
+    for mode in ("cached", "dense"):
+        stream, frame = model.stream(mode, threshold=255), np.full((6, 7, 3), 40, np.uint8)
+        for start in ("the first", "a reset", "a bad frame"):
+            frame = frame + np.uint8(20)
+            if start == "a reset":
+                stream.reset()
+            elif start == "a bad frame":
+                with pytest.raises(FrameError):
+                    stream(frame[:2])
+            check([stream], [frame])
+            assert stream.held_back == 0
+            assert stream(frame + np.uint8(5)).tobytes() == oracle(model, frame).tobytes()
+            assert stream.held_back == 1
+        check([stream], [np.full((9, 9, 3), 1, np.uint8)])
 
 
 # --- streams beside each other ----------------------------------------------------------------------
@@ -342,6 +429,25 @@ def test_stats_of_binary_layers(seed, motions, share, band):
             assert step.path == ("cached" if step.flips else "clean")
             assert 0 <= step.skipped <= step.outputs - (values[name] != last[name]).any(-1).sum()
             assert step.flips or step.skipped == step.outputs
+        last = values
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=SEEDS, motions=CLIP, share=SHARE, band=BAND)
+def test_computed_pixels(seed, motions, share, band):
+    """As many as the stats say, and all whose value by the oracle is another than on the last frame."""
+    rng = np.random.default_rng(seed)
+    model = laid_out(every_kind(rng) if seed % 4 == 0 else random_model(rng, blocks=2), share, band)
+    stream, last = model.stream(), None
+    assert not any(mask.any() for mask in stream.computed())
+    for frame in clip(rng, model, motions):
+        stream(frame)
+        values = naive.forward(model, naive.network_input(model, frame))
+        for step, info, mask in zip(stream.stats, model.plan.info, stream.computed(), strict=True):
+            assert mask.sum() == step.outputs - step.skipped, step.name
+            for name in info.layers if last is not None else ():
+                if values[name].shape[:2] == mask.shape:
+                    assert not ((values[name] != last[name]).any(axis=-1) & ~mask).any(), (step.name, name)
         last = values
 
 

@@ -308,7 +308,9 @@ def test_convert_tells_what_each_layer_was_and_became(tmp_path: Path) -> None:
     assert set(conv["was"].split()) == {".weight", ".alpha", ".bias"}
     assert int(conv["bytes before"]) == 33 * (5 + 1 + 1) * 4
     assert (conv["kind"], conv["type"], conv["step"]) == ("BinaryConv2d", "binary", "features.conv5")
-    assert layers["features.bn6"]["step"] == layers["features.relu7"]["step"] == "features.bn6"
+    # Between two binary convolutions they are limits of the first one's sums; before a pool, floats.
+    assert layers["features.bn6"]["step"] == layers["features.relu7"]["step"] == "features.conv5"
+    assert layers["features.bn9"]["step"] == layers["features.relu10"]["step"] == "features.bn9"
     assert layers["features.conv0"]["type"] == "float"
     assert layers["features.relu7"]["was"] == "-"
     assert int(facts(text)["bytes_before"]) == sum(int(row["bytes before"]) for row in layers.values())

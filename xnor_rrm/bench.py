@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ import numpy.typing as npt
 from .errors import VideoError
 from .machine import machine_fingerprint, versions
 from .model import Mode, Model
+from .plan import Plan, xnor_alone
 from .preprocess import Preprocessor
-from .stats import LayerStats, flip_rate
+from .stats import Disagreement, LayerStats, flip_rate
+from .stream import Stream
 
 if TYPE_CHECKING:
     from .torch_reference import FloatTwin
@@ -31,26 +33,41 @@ WARM_UP = 3
 
 
 def bench(
-    model: Model, frames: Iterable[Frame], max_frames: int | None = None, *, video: str = ""
+    model: Model,
+    frames: Iterable[Frame],
+    max_frames: int | None = None,
+    *,
+    video: str = "",
+    threshold: int = 0,
+    peers: bool = True,
+    watch: Callable[[Frame, Lane, Lane], None] | None = None,
 ) -> dict[str, Any]:
     """Run a dense and a cached stream frame by frame, in turns, on this thread; JSON-ready results.
 
     frames : uint8[H, W, 3] each, a fresh array each.  video : its name, for the record.
+    threshold : of the cached stream (`Stream`); what is timed as dense has none.
+    peers : time xnor-popcount alone and PyTorch too.
+    watch : called after each frame with it and the lanes, dense and cached.
 
     Times are medians over frames, in milliseconds. They hold everything from the raw frame to the logits
     (resize, crop, all layers), and leave out decoding, compilation, and the first frame, where the cached
     stream has no history. Dense and cached take turns at going first. `spread` holds the quartiles.
 
     frames, identical : how many, and whether both outputs had the same bytes on every one of them;
-        first_difference : the first frame, from 0, where they had not, or None.
+        first_difference : the first frame, from 0, where they had not, or None. With a threshold the cached
+        stream is compared with a dense one of that threshold, which is not timed.
+    threshold, held_back, other_top1, logit_difference : only with a threshold, see `stats.Disagreement`; the
+        first frame, which is let through whole, is left out.
     dense_ms, cached_ms, speedup; binary_dense_ms, binary_cached_ms, binary_speedup : of the whole network,
         and of its binary convolutions alone.
+    binary_popcount_ms, binary_speedup_popcount : of a third stream, dense by xnor-popcount alone, and how
+        many times faster the cached one is.
     flip_rate : mean share of flipped input bits, see `stats.flip_rate`; the first frame is left out.
     torch_fp32_ms : the same network as float convolutions in PyTorch (oneDNN), one thread, in the same
         loop, without resize and crop; None where torch is absent.
-    per_layer : for each step of the plan name, kind, macs, dense_ms, cached_ms; flip_rate (binary only),
-        skipped (share of output pixels left untouched) and paths (share of frames that took each), both of
-        the cached stream.
+    per_layer : for each step of the plan name, kind, macs, dense_ms, cached_ms; flips (mean) and flip_rate
+        (binary only), skipped (share of output pixels left untouched), paths (share of frames that took each)
+        and rows (of frames cached by rows of flipped bits), all of the cached stream.
     model, video, date, machine, versions : what was measured, when and on what.
     Raises VideoError where there is no frame.
     """
@@ -58,30 +75,49 @@ def bench(
     head = list(itertools.islice(remaining, WARM_UP))
     if not head:
         raise VideoError("at least one frame", "none")
-    with _float_lane(model) as torch:
-        for lane in (_Lane(model, "dense"), _Lane(model, "cached")):
+    with _float_lane(model) if peers else nullcontext() as floats:
+        plan = xnor_alone(model.plan) if peers else None
+
+        def lanes() -> tuple[Lane, Lane, Lane | None]:
+            return (
+                Lane(model, "dense"),
+                Lane(model, "cached", threshold=threshold),
+                Lane(model, "dense", plan=plan) if plan else None,
+            )
+
+        for lane in filter(None, lanes()):
             for frame in head:
                 lane(frame)
-        dense, cached = _Lane(model, "dense"), _Lane(model, "cached")
+        dense, cached, popcount = lanes()
+        exact = Lane(model, "dense", threshold=threshold) if threshold else None
         differing: list[int] = []
+        disagreement = Disagreement()
         for number, frame in enumerate(itertools.chain(head, remaining)):
             if number % 2:
                 ours, theirs = cached(frame), dense(frame)
             else:
                 theirs, ours = dense(frame), cached(frame)
-            if ours.tobytes() != theirs.tobytes():
+            if ours.tobytes() != (exact(frame) if exact else theirs).tobytes():
                 differing.append(number)
-            if torch:
-                torch(frame)
+            if threshold and number:
+                disagreement.add(cached.stream.held_back, ours, theirs)
+            if popcount:
+                popcount(frame)
+            if floats:
+                floats(frame)
+            if watch:
+                watch(frame, dense, cached)
 
     settled = slice(1 if len(dense.seconds) > 1 else 0, None)
     dense_stats, cached_stats = dense.stats[settled], cached.stats[settled]
+    popcount_stats = popcount.stats[settled] if popcount else []
     seconds = {
         "dense_ms": dense.seconds[settled],
         "cached_ms": cached.seconds[settled],
         "binary_dense_ms": [_binary_seconds(stats) for stats in dense_stats],
         "binary_cached_ms": [_binary_seconds(stats) for stats in cached_stats],
-        "torch_fp32_ms": torch.seconds[settled] if torch else [],
+        "binary_popcount_ms": [_binary_seconds(stats) for stats in popcount_stats],
+        "torch_fp32_ms": floats.seconds[settled] if floats else [],
     }
     median = {name: _median_ms(values) for name, values in seconds.items()}
     return {
@@ -97,8 +133,11 @@ def bench(
         "binary_dense_ms": median["binary_dense_ms"],
         "binary_cached_ms": median["binary_cached_ms"],
         "binary_speedup": _ratio(median["binary_dense_ms"], median["binary_cached_ms"]),
+        "binary_popcount_ms": median["binary_popcount_ms"],
+        "binary_speedup_popcount": _ratio(median["binary_popcount_ms"], median["binary_cached_ms"]),
         "flip_rate": _mean([flip_rate(stats) for stats in cached_stats]),
         "torch_fp32_ms": median["torch_fp32_ms"],
+        **({"threshold": threshold, **disagreement.facts()} if threshold else {}),
         "spread": {name: _quartiles_ms(values) for name, values in seconds.items()},
         "per_layer": [
             _layer(*steps)
@@ -109,19 +148,19 @@ def bench(
     }
 
 
-class _Lane:
+class Lane:
     """A stream with its seconds and statistics, frame by frame."""
 
-    def __init__(self, model: Model, mode: Mode) -> None:
-        self._stream = model.stream(mode)
+    def __init__(self, model: Model, mode: Mode, *, threshold: int = 0, plan: Plan | None = None) -> None:
+        self.stream = Stream(model, mode, plan) if plan else model.stream(mode, threshold=threshold)
         self.seconds: list[float] = []
         self.stats: list[tuple[LayerStats, ...]] = []
 
     def __call__(self, frame: Frame) -> Logits:
         start = perf_counter()
-        logits = self._stream(frame)
+        logits = self.stream(frame)
         self.seconds.append(perf_counter() - start)
-        self.stats.append(self._stream.stats)
+        self.stats.append(self.stream.stats)
         return logits
 
 
@@ -174,9 +213,11 @@ def _layer(dense: Sequence[LayerStats], cached: Sequence[LayerStats]) -> dict[st
         "macs": first.macs,
         "dense_ms": _median_ms([frame.seconds for frame in dense]),
         "cached_ms": _median_ms([frame.seconds for frame in cached]),
+        "flips": _mean([frame.flips for frame in cached]) if first.bits else None,
         "flip_rate": _mean([frame.flips / frame.bits for frame in cached]) if first.bits else None,
         "skipped": _mean([frame.skipped / frame.outputs for frame in cached]) if first.outputs else None,
         "paths": {path: round(paths[path] / len(cached), 4) for path in ("dense", "cached", "clean")},
+        "rows": _mean([frame.rows for frame in cached]),
     }
 
 

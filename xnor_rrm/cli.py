@@ -8,8 +8,8 @@ import statistics
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -71,6 +71,9 @@ VideoArgument = Annotated[
     str, typer.Argument(metavar="VIDEO", help="Video file, folder of images, or camera number.")
 ]
 MaxFrames = Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")]
+Threshold = Annotated[
+    int, typer.Option(min=0, max=255, help="Hold back input changes up to this, 0..255, for noisy cameras.")
+]
 
 
 def main() -> None:
@@ -147,14 +150,20 @@ def convert(
 
 
 @app.command()
-def inspect(model: ModelArgument) -> None:
+def inspect(
+    model: ModelArgument,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the steps it runs as, in order.")] = False,
+) -> None:
     """Show a model layer by layer. Shapes, bits, bytes, what runs fused with what, totals."""
-    from .report import LAYER_COLUMNS, layer_rows, model_facts, show_facts, show_table
+    from . import report
 
     loaded, console = _load(model), Console()
-    show_table(console, LAYER_COLUMNS, layer_rows(loaded))
+    if plan:
+        report.show_table(console, report.PLAN_COLUMNS, report.plan_rows(loaded))
+    else:
+        report.show_table(console, report.LAYER_COLUMNS, report.layer_rows(loaded))
     console.print()
-    show_facts(console, model_facts(loaded))
+    report.show_facts(console, report.plan_facts(loaded) if plan else report.model_facts(loaded))
 
 
 @app.command()
@@ -163,17 +172,21 @@ def run(
     video: VideoArgument,
     mode: Annotated[Literal["cached", "dense"], typer.Option(help="Both give the same bits.")] = "cached",
     max_frames: MaxFrames = None,
+    threshold: Threshold = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Results, a record a frame: .jsonl or .csv.")
     ] = None,
 ) -> None:
-    """Run a model on a video. Prints a summary, and writes one record a frame."""
+    """Run a model on a video. Prints a summary, and writes one record a frame.
+
+    With --threshold the dense network, which sees all changes, runs beside it, untimed; answers are compared.
+    """
     from .report import ResultWriter, show_facts
 
     if output and output.suffix not in ResultWriter.SUFFIXES:
         raise typer.BadParameter(f"must end in {' or '.join(ResultWriter.SUFFIXES)}.", param_hint="--output")
     loaded, reader = _load(model), _open(video)
-    facts = _run(loaded, reader, mode, max_frames, output)
+    facts = _run(loaded, reader, mode, max_frames, output, threshold)
     show_facts(Console(), {"model": loaded.name, "video": video, "mode": mode, **facts})
 
 
@@ -182,23 +195,60 @@ def bench(
     model: ModelArgument,
     video: VideoArgument,
     max_frames: MaxFrames = None,
+    threshold: Threshold = 0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all results there.")
     ] = None,
 ) -> None:
-    """Time cached against dense. Both run in turns, outputs are compared on every frame."""
+    """Time cached against dense. Both run in turns, outputs are compared on every frame.
+
+    With --threshold also how far answers differ from those of the dense network, which sees all changes.
+    """
     from .report import STEP_COLUMNS, bench_facts, show_facts, show_table, step_rows, write_json
 
-    if json and not json.parent.is_dir():  # said now, not after minutes of measuring
-        raise typer.BadParameter(f"no folder {str(json.parent)!r}.", param_hint="--json")
+    _require_folder(json, "--json")
     loaded, reader, console = _load(model), _open(video), Console()
-    result = _bench(loaded, reader, max_frames)
+    result = _bench(loaded, reader, max_frames, threshold)
     show_facts(console, bench_facts(result))
     console.print()
     show_table(console, STEP_COLUMNS, step_rows(result))
     if json:
         write_json(json, result)
     _require_identical(result)
+
+
+@app.command()
+def profile(
+    model: ModelArgument,
+    video: VideoArgument,
+    max_frames: MaxFrames = None,
+    threshold: Threshold = 0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: .png, or .html with the table.")
+    ] = None,
+) -> None:
+    """Show where time goes, step by step. Dense and cached in turns, what is computed again, and state."""
+    from . import profile as profiling
+    from .report import PROFILE_COLUMNS, profile_facts, profile_rows, show_facts, show_table
+
+    if plot:
+        if plot.suffix not in profiling.PLOT_SUFFIXES:
+            raise typer.BadParameter(
+                f"must end in {' or '.join(profiling.PLOT_SUFFIXES)}.", param_hint="--plot"
+            )
+        _require_folder(plot, "--plot")
+        profiling.require_matplotlib()
+    loaded, reader, console = _load(model), _open(video), Console()
+    with _progressing(reader, max_frames) as frames:
+        name = Path(reader.source).name
+        measured = profiling.profile(loaded, frames, max_frames, video=name, threshold=threshold)
+    show_table(console, PROFILE_COLUMNS, profile_rows(measured.result))
+    console.print()
+    facts = {**profile_facts(measured.result), "skipped": len(reader.skipped)}
+    show_facts(console, {**facts, **({"plot": plot} if plot else {})})
+    if plot:
+        profiling.write_plot(plot, measured)
+    _require_identical(measured.result)
 
 
 @app.command()
@@ -229,13 +279,20 @@ def demo(
 
 
 def _run(
-    model: Model, reader: VideoReader, mode: Any, max_frames: int | None, output: Path | None
+    model: Model,
+    reader: VideoReader,
+    mode: Any,
+    max_frames: int | None,
+    output: Path | None,
+    threshold: int = 0,
 ) -> dict[str, Any]:
     """Run a stream over the video, with progress on stderr; facts for the summary."""
     from .report import FrameProgress, ResultWriter, label, most_seen
-    from .stats import flip_rate
+    from .stats import Disagreement, flip_rate
 
-    stream = model.stream(mode)
+    stream = model.stream(mode, threshold=threshold)
+    whole = model.stream("dense") if threshold else None
+    disagreement, aside = Disagreement(), 0.0
     classes: Counter[int] = Counter()
     seconds: list[float] = []
     rates: list[float] = []
@@ -246,6 +303,11 @@ def _run(
             start = perf_counter()
             logits = stream(frame)
             seconds.append(perf_counter() - start)
+            if whole:
+                expected = whole(frame)
+                if number:
+                    disagreement.add(stream.held_back, logits, expected)
+                aside += perf_counter() - start - seconds[-1]
             top = int(logits.argmax())
             classes[top] += 1
             rate = flip_rate(stream.stats) if mode == "cached" and number else None
@@ -255,7 +317,7 @@ def _run(
                 writer.write(
                     (number, top, label(model, top), float(logits[top]), rate, round(1e3 * seconds[-1], 4))
                 )
-            speed = len(seconds) / (perf_counter() - begin)
+            speed = len(seconds) / (perf_counter() - begin - aside)
             flips = "" if rate is None else f"  flips {rate:.1%}"
             progress.advance(f"{speed:.0f} frames/s{flips}  {label(model, top)}")
     return {
@@ -265,13 +327,23 @@ def _run(
         "ms_per_frame": round(1e3 * statistics.median(seconds), 3),
         "flip_rate": round(statistics.fmean(rates), 5) if rates else None,
         "top1": most_seen(model, classes),
+        **({"threshold": threshold, **disagreement.facts()} if threshold else {}),
         **({"results": output} if output else {}),
     }
 
 
-def _bench(model: Model, reader: VideoReader, max_frames: int | None) -> dict[str, Any]:
+def _bench(model: Model, reader: VideoReader, max_frames: int | None, threshold: int = 0) -> dict[str, Any]:
     """Benchmark with progress on stderr."""
     from .bench import bench as measure
+
+    with _progressing(reader, max_frames) as frames:
+        result = measure(model, frames, max_frames, video=Path(reader.source).name, threshold=threshold)
+    return {**result, "skipped": len(reader.skipped), "command": shlex.join(["xnor-rrm", *sys.argv[1:]])}
+
+
+@contextmanager
+def _progressing(reader: VideoReader, max_frames: int | None) -> Iterator[Iterator[Frame]]:
+    """The reader's frames, with progress on stderr."""
     from .report import FrameProgress
 
     with FrameProgress(_expected(reader, max_frames)) as progress:
@@ -281,8 +353,7 @@ def _bench(model: Model, reader: VideoReader, max_frames: int | None) -> dict[st
                 yield frame
                 progress.advance()
 
-        result = measure(model, frames(), max_frames, video=Path(reader.source).name)
-    return {**result, "skipped": len(reader.skipped), "command": shlex.join(["xnor-rrm", *sys.argv[1:]])}
+        yield frames()
 
 
 def _verify(conversion: Conversion, reader: VideoReader) -> None:
@@ -308,7 +379,13 @@ def _verify(conversion: Conversion, reader: VideoReader) -> None:
         )
 
 
-def _require_identical(result: dict[str, Any]) -> None:
+def _require_folder(file: Path | None, option: str) -> None:
+    """Said now, not after minutes of measuring."""
+    if file and not file.parent.is_dir():
+        raise typer.BadParameter(f"no folder {str(file.parent)!r}.", param_hint=option)
+
+
+def _require_identical(result: Mapping[str, Any]) -> None:
     if not result["identical"]:
         first = result["first_difference"]
         _fail(f"cached and dense outputs differ, first on frame {first}; please report this.")

@@ -33,12 +33,13 @@ def fold(
         return None
     limits = np.zeros((len(valid), len(conv.alpha)), np.int64)
     inverted = np.zeros(len(conv.alpha), bool)
-    ends = [(_signs(conv, chain, n, np.zeros_like(limits[0])), _signs(conv, chain, n, n)) for n in valid]
-    if any(signs is None for pair in ends for signs in pair):
-        return None
-    # A channel that changes its sign does so in the same direction in every class.
-    for first, last in ends:
-        inverted |= ~first & last
+    ends: list[tuple[Array, Array]] = []
+    for n in valid:
+        first, last = _signs(conv, chain, n, 0), _signs(conv, chain, n, n)
+        if first is None or last is None:
+            return None
+        inverted |= ~first & last  # a channel's sign changes in the same direction in every class
+        ends.append((first, last))
     for i, (n, (first, last)) in enumerate(zip(valid, ends, strict=True)):
         low, high = np.zeros_like(limits[i]), np.full_like(limits[i], n)
         while (high - low > 1).any():  # first sign at low, last sign at high

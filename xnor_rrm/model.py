@@ -471,11 +471,11 @@ class Model:
 
         return build_plan(self)
 
-    def stream(self, mode: Mode = "cached") -> Stream:
+    def stream(self, mode: Mode = "cached", *, threshold: int = 0) -> Stream:
         """A fresh stream for one video; it owns all caches. See `Stream`."""
         from .stream import Stream
 
-        return Stream(self, mode)
+        return Stream(self, mode, threshold=threshold)
 
     def save(self, path: str | Path) -> None:
         """Write the model file (docs/format.md); one that exists is replaced once the new one is whole."""

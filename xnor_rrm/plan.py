@@ -17,7 +17,7 @@ from . import policy
 from .bits import pack_signs
 from .errors import ModelError
 from .fold import FOLDABLE, fold
-from .kernels import float_conv, rows, xnor
+from .kernels import float_conv, row_table, set_rows, xnor
 from .kernels.elementwise import FIELDS, REGISTER, Op
 from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
@@ -81,7 +81,11 @@ class Arena:
 
 @dataclass(frozen=True, eq=False)
 class StepInfo:
-    """What people see of a step: the layers it computes, and in which role."""
+    """What people see of a step: the layers it computes, and in which role.
+
+    leaves : what later steps read of it: "bits", "floats", or a convolution's "sums", which a program reads.
+    state, constants : bytes that a stream keeps for the step, and bytes of weights and tables.
+    """
 
     name: str
     kind: str
@@ -89,6 +93,9 @@ class StepInfo:
     outputs: int
     bits: int
     macs: int
+    leaves: tuple[str, ...] = ()
+    state: int = 0
+    constants: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +160,12 @@ class _Builder:
         self.state["uint8"].reserve(
             max((shapes[i][0] + 1) * shapes[n.name][1] for n in self.model.layers for i in n.inputs)
         )
+        self.told = self.sizes()
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Tensors of bits and of floats, bytes of state and of constants, of all steps so far."""
+        state, const = (sum(a.size * a.dtype.itemsize for a in x.values()) for x in (self.state, self.const))
+        return len(self.bits), len(self.floats), state, const
 
     def need(self, **sizes: int) -> None:
         for name, size in sizes.items():
@@ -161,8 +174,13 @@ class _Builder:
     def finish(self, step: Any, info: StepInfo) -> None:
         step["macs"] = info.macs
         self.need(pixels=int(step["ho"] * step["wo"]))
+        bits, floats, state, const = (
+            now - before for now, before in zip(self.sizes(), self.told, strict=True)
+        )
+        leaves = (*["bits"] * (bits > 0), *["floats"] * (floats > 0)) or ("sums",)
+        self.told = self.sizes()
         self.steps.append(step)
-        self.info.append(info)
+        self.info.append(replace(info, leaves=leaves, state=state, constants=const))
 
     def float_tensor(self, name: str, stride: int = 0) -> _Tensor:
         """Reserve the float output of a layer, by default padded to whole register tiles."""
@@ -283,8 +301,8 @@ class _Builder:
             classes, outside, valid = classes[:0], outside[:1], valid[:0]
         absorbed = group is not None and self._to_bits(step, layer, group, classes, outside, valid)
         touching = layer.window.dilation[1] == 1 or layer.window.kernel[1] == 1
-        step["tile"] = rows.tile_pixels(int(step["out_words"]), touching)
-        step["table"] = self.const["uint64"].add(rows.build_table(layer.weight, layer.channels, step))
+        step["tile"] = row_table.tile_pixels(int(step["out_words"]), touching)
+        step["table"] = self.const["uint64"].add(row_table.build_table(layer.weight, layer.channels, step))
         step["band"] = max(1, BAND_BYTES // int(2 * step["lanes"] * step["wo"]))
         self.need(
             band_u16=int(step["band"] * step["wo"] * step["lanes"]), identity=int(step["band"] * step["wo"])
@@ -297,9 +315,11 @@ class _Builder:
             list_words=5 * int(step["wp"] * step["words"] + 8),
             counts=int(step["wo"]),
         )
-        if rows.can_sum_sets(step) and (limit := policy.set_limit(step, self.costs)):
+        if set_rows.can_sum_sets(step) and (limit := policy.set_limit(step, self.costs)):
             step["set_limit"] = limit
-            step["base"] = self.const["uint16"].add(rows.base_of_sets(layer.weight, step, layer.pad_value))
+            step["base"] = self.const["uint16"].add(
+                set_rows.base_of_sets(layer.weight, step, layer.pad_value)
+            )
             step["base_classes"] = self.const["int64"].add(xnor.outside_tables(layer.weight, step)[0])
             self.need(
                 set_entries=int(step["hp"] * step["wp"]) * (layer.channels + 16),
@@ -577,6 +597,13 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
         output=(y.offset, h * w, y.stride, c),
         bits={name: (offset, model.shapes[name]) for name, offset in b.bits.items()},
     )
+
+
+def xnor_alone(plan: Plan) -> Plan:
+    """The plan with dense binary frames always computed by xnor-popcount: every other engine's way."""
+    steps = plan.steps.copy()
+    steps["set_limit"] = 0
+    return replace(plan, steps=steps)
 
 
 def describe(model: Model) -> list[tuple[str, tuple[str, ...], str]]:

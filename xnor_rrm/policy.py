@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .kernels.jit import cache_folder, sources_digest
-from .kernels.rows import can_sum_sets
+from .kernels.set_rows import can_sum_sets
 
 if TYPE_CHECKING:
     from .model import Model
@@ -167,15 +167,13 @@ def _one_layer(channels: int, size: int) -> Model:
 def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[str, tuple[float, ...], float]]:
     """(kernel, amounts of its work, nanoseconds) of frames that change more and less."""
     from .kernels.frame import Kind
-    from .plan import build_plan
+    from .plan import build_plan, xnor_alone
     from .stream import Stream
 
     by_sets = build_plan(model, ALWAYS_ROWS)
-    by_xnor = replace(by_sets, steps=by_sets.steps.copy())
-    by_xnor.steps["set_limit"] = 0
     index = [int(kind) for kind in by_sets.steps["kind"]].index(Kind.BINARY_CONV)
     step = by_sets.steps[index]
-    streams = {"rows": Stream(model, "cached", by_sets), "xnor": Stream(model, "dense", by_xnor)}
+    streams = {"rows": Stream(model, "cached", by_sets), "xnor": Stream(model, "dense", xnor_alone(by_sets))}
     if step["set_limit"]:
         streams["set_rows"] = Stream(model, "dense", by_sets)
 

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from .kernels.frame import Kind
 from .model import INPUT, BinaryConv2d, Clip, Conv2d, Layer, Model, Sign, Upsample
 from .plan import describe
 
@@ -41,7 +42,7 @@ Rows = list[tuple[Any, ...]]
 def show_facts(console: Console, facts: Mapping[str, Any]) -> None:
     """One `name: value` line each."""
     for name, value in facts.items():
-        line = Text.assemble((f"{name}:", "bold"), " ", _text(value))
+        line = Text.assemble((f"{name}:", "bold"), " ", text_of(value))
         console.print(line, soft_wrap=True)
 
 
@@ -49,18 +50,20 @@ def show_table(console: Console, columns: Sequence[str], rows: Rows) -> None:
     """Columns whose first value is a number are aligned right on a terminal."""
     if not console.is_terminal:
         for row in (columns, *rows):
-            print("\t".join(map(_text, row)), file=console.file)  # Rich would turn tabs into spaces
+            print("\t".join(map(text_of, row)), file=console.file)  # Rich would turn tabs into spaces
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for i, column in enumerate(columns):
         is_number = any(isinstance(row[i], int | float) for row in rows)
-        table.add_column(column, justify="right" if is_number else "left")
+        side: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(column, justify=side, no_wrap=is_number, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_text(value)) for value in row))
+        table.add_row(*(Text(text_of(value)) for value in row))
     console.print(table)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """As tables and facts show it."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -228,6 +231,40 @@ def _parameters(layer: Layer) -> int:
     return count
 
 
+PLAN_COLUMNS = ("step", "kind", "leaves", "state", "constants", "fused with")
+
+
+def plan_rows(model: Model) -> Rows:
+    """One row a step, in order of execution: what later steps read of it, bytes of state and constants.
+
+    An elementwise step that runs band by band with the convolution before it is marked with a +.
+    """
+    rows: Rows = []
+    for step, info in zip(model.plan.steps, model.plan.info, strict=True):
+        kind = Kind(int(step["kind"])).name.lower().replace("_", " ")
+        others = " ".join(name for name in info.layers if name != info.name)
+        rows.append(
+            (
+                info.name,
+                f"+ {kind}" if step["fused"] else kind,
+                " ".join(info.leaves),
+                info.state,
+                info.constants,
+                others or None,
+            )
+        )
+    return rows
+
+
+def plan_facts(model: Model) -> dict[str, Any]:
+    """Totals of a plan."""
+    return {
+        "steps": len(model.plan.info),
+        "state_bytes": sum(info.state for info in model.plan.info),
+        "constant_bytes": sum(info.constants for info in model.plan.info),
+    }
+
+
 # --- verification ---------------------------------------------------------------------------------
 
 SIGN_COLUMNS = ("signs", "after", "bits", "differing", "smallest", "largest", "off")
@@ -276,6 +313,7 @@ BENCH_FACTS = (
     "binary_speedup",
     "flip_rate",
     "torch_fp32_ms",
+    *("threshold", "held_back", "other_top1", "logit_difference"),
 )
 
 STEP_COLUMNS = ("step", "kind", "dense_ms", "cached_ms", "flip_rate", "skipped", "paths")
@@ -294,10 +332,62 @@ def step_rows(result: Mapping[str, Any]) -> Rows:
     return [
         (
             *(step[name] for name in ("name", "kind", "dense_ms", "cached_ms", "flip_rate", "skipped")),
-            " ".join(f"{path} {share:.0%}" for path, share in step["paths"].items() if share),
+            _paths(step["paths"]),
         )
         for step in result["per_layer"]
     ]
+
+
+PROFILE_COLUMNS = (
+    *("step", "kind", "dense_ms", "cached_ms", "flips", "flip_rate", "recomputed", "paths", "state"),
+)
+
+
+def profile_rows(result: Mapping[str, Any]) -> Rows:
+    """One row a step: median times, mean flips and share of outputs recomputed, shares of frames by path.
+
+    paths : "rows" and "changed" are the ways of caching: rows of flipped bits, or windows that hold a change.
+    state : bytes a stream keeps for the step.
+    """
+    return [
+        (
+            *(step[name] for name in ("name", "kind", "dense_ms", "cached_ms")),
+            None if step["flips"] is None else round(step["flips"]),
+            step["flip_rate"],
+            1 - step["skipped"],
+            _paths(
+                {
+                    "dense": step["paths"]["dense"],
+                    "changed": step["paths"]["cached"] - step["rows"],
+                    "rows": step["rows"],
+                    "clean": step["paths"]["clean"],
+                }
+            ),
+            step["state_bytes"],
+        )
+        for step in result["per_layer"]
+    ]
+
+
+def profile_facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Totals of a profile: over all steps, and `recomputed` weighted by their multiply-accumulates."""
+    steps = result["per_layer"]
+    totals = {
+        f"steps_{lane}": round(sum(step[lane] for step in steps), 4) for lane in ("dense_ms", "cached_ms")
+    }
+    macs = sum(step["macs"] for step in steps)
+    again = sum(step["macs"] * (1 - step["skipped"]) for step in steps)
+    return {
+        **bench_facts({name: value for name, value in result.items() if value is not None}),
+        **totals,
+        "flips": sum(round(step["flips"] or 0) for step in steps),
+        "recomputed": round(again / macs, 5) if macs else None,
+        "state_bytes": sum(step["state_bytes"] for step in steps),
+    }
+
+
+def _paths(shares: Mapping[str, float]) -> str:
+    return " ".join(f"{path} {share:.0%}" for path, share in shares.items() if round(share, 4))
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -329,10 +419,15 @@ class ResultWriter:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file whole or not at all: a reader never sees half of it."""
+    """Write a JSON file, see `write_whole`."""
+    write_whole(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from .bits import unpack_signs
 from .errors import XnorError
-from .kernels.frame import REPORT, Path, Scratch, State, run
+from .kernels.frame import REPORT, Kind, Path, Scratch, State, run
 from .kernels.simd import aligned
+from .kernels.step import windows_holding
 from .model import Array, Mode, Model
 from .plan import Plan
 from .preprocess import Preprocessor
@@ -57,14 +58,22 @@ class Stream:
     model : shared, never written.  mode : "cached" computes what the changes since the last frame can
     reach; "dense" computes every frame from nothing. Both give the same bits on every frame.
     plan : another one of the model than its own, by which kernels are chosen (plan.build_plan).
+    threshold : for noisy cameras, 0 to 255, in units of the resized frame's values. Of each pixel the network
+        sees the last value let through; a new one is let through only where some channel differs from that
+        by more than this. Both modes give the bits that the frames so let through have, whole.
 
     One thread at a time may use a stream; different streams are independent.
     """
 
-    def __init__(self, model: Model, mode: Mode = "cached", plan: Plan | None = None) -> None:
+    def __init__(
+        self, model: Model, mode: Mode = "cached", plan: Plan | None = None, *, threshold: int = 0
+    ) -> None:
         if mode not in ("cached", "dense"):
             raise XnorError("mode 'cached' or 'dense'", repr(mode))
-        self.model, self.mode = model, mode
+        is_integer = isinstance(threshold, int | np.integer) and not isinstance(threshold, bool)
+        if not is_integer or not 0 <= threshold <= 255:
+            raise XnorError("a threshold that is an integer from 0 to 255", repr(threshold))
+        self.model, self.mode, self.threshold = model, mode, int(threshold)
         self._plan = plan or model.plan
         self._preprocess = Preprocessor(model.input_rule)
         self._report = np.zeros((len(self._plan.steps), REPORT), np.int64)
@@ -76,7 +85,7 @@ class Stream:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all frames: the next one is computed from nothing, as the first one was."""
+        """Forget all frames: the next one is let through and computed whole, as the first one was."""
         self._frame_size: tuple[int, ...] | None = None
 
     def __call__(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -90,14 +99,15 @@ class Stream:
         started = self._frame_size
         self._frame_size = None  # whatever fails from here on, the caches are not trusted again
         pixels = self._preprocess(frame)
-        all_pixels = self.mode == "dense" or started != frame.shape
+        afresh = started != frame.shape
         keep = self.mode == "cached"
         plan = self._plan
         run(
             plan.steps,
             pixels.reshape(-1),
-            all_pixels,
+            afresh or not keep,
             keep,
+            0 if afresh else self.threshold,
             self._report,
             plan.constants,
             self._state,
@@ -118,6 +128,7 @@ class Stream:
                     name=info.name,
                     kind=info.kind,
                     path=_PATHS[Path(int(path))],
+                    rows=int(path) == Path.ROWS,
                     bits=info.bits,
                     flips=int(flips) if info.kind == "binary" else 0,
                     outputs=info.outputs,
@@ -131,6 +142,30 @@ class Stream:
             )
         return self._stats
 
+    @property
+    def held_back(self) -> float:
+        """Share of the last frame's input pixels that the threshold held back: changed, but too little."""
+        return int(self._report[0, 1]) / self._plan.info[0].outputs
+
+    def computed(self) -> tuple[npt.NDArray[np.bool_], ...]:
+        """bool[H, W] of each step, in the order of `stats`: the output pixels that the last frame computed.
+
+        All False before the first frame. A pixel that was computed need not have changed.
+        """
+        masks: list[npt.NDArray[np.bool_]] = []
+        for step, (path, *_) in zip(self._plan.steps, self._report, strict=True):
+            shape = int(step["ho"]), int(step["wo"])
+            if self._stats == () or path in (Path.DENSE, Path.CLEAN):
+                masks.append(np.full(shape, self._stats != () and path == Path.DENSE))
+            elif step["kind"] in (Kind.FLOAT_CONV, Kind.POOL):  # keep no list of what they compute
+                changed = self._mask(step["x_mask"], int(step["h"]), int(step["w"]))
+                masks.append(windows_holding(changed, step))
+            elif step["fused"] and self._plan.steps[len(masks) - 1]["kind"] == Kind.FLOAT_CONV:
+                masks.append(masks[-1].copy())
+            else:
+                masks.append(self._mask(step["y_mask"], *shape))
+        return tuple(masks)
+
     def signs(self) -> dict[str, npt.NDArray[np.bool_]]:
         """bool[H, W, C] of each Sign layer for the last frame, True being +1; all False before the first."""
         signs = {}
@@ -139,6 +174,11 @@ class Stream:
             words = self._state.u64[offset : offset + count].reshape(height, width, -1)
             signs[name] = unpack_signs(words, channels)
         return signs
+
+    def _mask(self, offset: int, height: int, width: int) -> npt.NDArray[np.bool_]:
+        mask: Array = self._state.u8[offset : offset + height * width]
+        marked: npt.NDArray[np.bool_] = mask.reshape(height, width) != 0
+        return marked
 
     @property
     def state_bytes(self) -> int:
