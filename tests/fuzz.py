@@ -398,7 +398,7 @@ def torch_seeds() -> list[Seed]:
 
 
 def read_torch(path: Path) -> object:
-    from xnor_rrm.importers import torch_file
+    from xnor_rrm.importers.common import torch_file
 
     return torch_file.recognise(path, path.read_bytes()[:16]) and torch_file.read(path)
 
@@ -445,7 +445,7 @@ def mxnet_seeds() -> list[Seed]:
 
 def read_mxnet(path: Path) -> object:
     from xnor_rrm.errors import ConvertError
-    from xnor_rrm.importers import mxnet_file
+    from xnor_rrm.importers.common import mxnet_file
 
     with contextlib.suppress(ConvertError):
         mxnet_file.read_params(path)
@@ -474,7 +474,7 @@ def tflite_seeds() -> list[Seed]:
 
 
 def read_tflite(path: Path) -> object:
-    from xnor_rrm.importers import tflite_file
+    from xnor_rrm.importers.common import tflite_file
 
     graph = tflite_file.read(path)
     return graph.names, graph.unread()
@@ -563,7 +563,7 @@ def _vary_hdf5(h5py: Any, file: Any, rng: Rng) -> None:
 
 
 def read_keras(path: Path) -> object:
-    from xnor_rrm.importers import keras_file
+    from xnor_rrm.importers.common import keras_file
 
     head = path.read_bytes()[:16]
     return keras_file.recognise(path, head) and keras_file.read(path, head)
@@ -588,7 +588,7 @@ def onnx_seeds() -> list[Seed]:
 
 
 def read_onnx(path: Path) -> object:
-    from xnor_rrm.importers import onnx_file
+    from xnor_rrm.importers.common import onnx_file
 
     return onnx_file.read(path)
 

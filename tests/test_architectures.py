@@ -70,12 +70,20 @@ def test_architecture_computes_what_torch_does(tmp_path: Path, name: str) -> Non
     model, original = conversion.model, conversion.original()
     assert sum(isinstance(layer, BinaryConv2d) for layer in model.layers) == binary
     assert model.shapes[model.layers[-1].name] == (1, 1, classes)
+    given: list[tuple[Array, Array]] = []
+
+    def recorded(x: Array) -> tuple[Array, dict[str, Array]]:
+        logits, values = original(x)
+        given.append((x, logits))
+        return logits, values
+
     seen = frames(model, 2)
-    x = network_input(model, seen[0])
-    np.testing.assert_allclose(original(x)[0], networks.logits(network, x), rtol=1e-5, atol=1e-5)
-    report = verify(model, original, seen)
+    report = verify(model, recorded, seen)
     assert report.passed, report.failures
     assert max(layer.off for layer in report.layers.values()) < 1
+    x, found = given[0]
+    np.testing.assert_array_equal(x, network_input(model, seen[0]))
+    np.testing.assert_allclose(found, networks.logits(network, x), rtol=1e-5, atol=1e-5)
 
 
 def resnet18() -> Graph:
@@ -142,10 +150,10 @@ def test_resnet18_passes(tmp_path: Path) -> None:
 
 # Networks that the tests of each importer put together, in the engine; of full size where they take a size
 
-Source = Callable[[Path], object]
+Save = Callable[[Path], Path]
 
 
-def checkpoint(make: Callable[[], Any]) -> Source:
+def checkpoint(make: Callable[[], Any]) -> Save:
     """A state_dict as training codes save it."""
 
     def save(folder: Path) -> Path:
@@ -155,22 +163,12 @@ def checkpoint(make: Callable[[], Any]) -> Source:
     return save
 
 
-def module(make: Callable[[], Any]) -> Source:
-    """A module in memory."""
-
-    def build(_: Path) -> Any:
-        torch.manual_seed(0)
-        return graphs.trained(make()).eval()
-
-    return build
-
-
 RESNET18, RESNET34 = (4, 4, 4, 4), (6, 8, 12, 6)  # blocks of one convolution
 WEIGHTS_4D, WITH_BIAS = training.FORMS[2:]
 MOBILENET = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 
-#: By name: what makes the file or the module to bring over, and the options that it takes.
-SOURCES: dict[str, tuple[Source, dict[str, Any]]] = {
+#: By name: what saves the file to bring over in a folder, and the options that it takes.
+SOURCES: dict[str, tuple[Save, dict[str, Any]]] = {
     "bireal18": (checkpoint(lambda: training.ResNet(RESNET18, 64, 1000)), {}),
     "bireal34": (checkpoint(lambda: training.ResNet(RESNET34, 64, 1000)), {}),
     "bireal20_cifar": (
@@ -190,17 +188,13 @@ SOURCES: dict[str, tuple[Source, dict[str, Any]]] = {
     **{f"larq {form}": (partial(larq.larq_model().save, form=form), {}) for form in larq.FORMS},
     "larq sequence": (partial(larq.grey_model().save, sequential=True), {}),
     **{f"onnx {each.__name__}": (partial(graphs.save, each), {}) for each in graphs.NETS},
-    "module Plain": (module(graphs.Plain), {"input": (3, 12, 12)}),
-    "module BiReal": (module(graphs.BiReal), {"input": (3, 15, 15)}),
-    "module Varied": (module(graphs.Varied), {"input": (1, 11, 11)}),
-    "module ResNet18": (module(graphs.ResNet18), {"input": (3, 224, 224)}),
 }
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_they_pass_in_the_engine(tmp_path: Path, name: str) -> None:
-    make, options = SOURCES[name]
-    conversion = bring_over(make(tmp_path), **options)
+    save, options = SOURCES[name]
+    conversion = bring_over(save(tmp_path), **options)
     report = verify(conversion.model, conversion.original(), frames(conversion.model, 2))
     assert report.passed, report.failures
     assert max(layer.off for layer in report.layers.values()) < 1  # and there are some
@@ -216,12 +210,14 @@ def saved(folder: Path, network: Any, **changes: Any) -> Path:
     return folder / "net.pth"
 
 
-def test_a_batch_norm_that_leaves_zeros_is_refused(tmp_path: Path) -> None:
-    network = networks.randomized(networks.LeNet5())
-    beta, mean = network.bin_conv2.bn.bias.detach().clone(), network.bin_conv2.bn.running_mean.clone()
+@pytest.mark.parametrize(("flat", "block"), [(False, "bin_conv2"), (False, "bin_ip1"), (True, "bin_ip1")])
+def test_a_batch_norm_that_leaves_zeros_is_refused(tmp_path: Path, flat: bool, block: str) -> None:
+    network = networks.randomized(networks.LeNet5(flat=flat))
+    norm = getattr(network, block).bn
+    beta, mean = norm.bias.detach().clone(), norm.running_mean.clone()
     beta[3:5] = mean[3:5] = 0
-    changes = {"bin_conv2.bn.bias": beta, "bin_conv2.bn.running_mean": mean}
-    with pytest.raises(ConvertError, match=r"'bin_conv2\.bn' that takes the zeros .*got 2 of 20 channels"):
+    changes = {f"{block}.bn.bias": beta, f"{block}.bn.running_mean": mean}
+    with pytest.raises(ConvertError, match=rf"exactly 0, got {block}\.sign, of which channel 3 can be"):
         convert(saved(tmp_path, network, **changes))
 
 

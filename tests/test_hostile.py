@@ -25,7 +25,7 @@ from test_modelfile import GOLDEN, layer, put_together, take_apart
 
 from xnor_rrm import convert, load
 from xnor_rrm.errors import ConvertError, ModelFileError, XnorError
-from xnor_rrm.importers import torch_file
+from xnor_rrm.importers.common import torch_file
 
 torch = pytest.importorskip("torch")
 h5py = pytest.importorskip("h5py")

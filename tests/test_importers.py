@@ -23,7 +23,7 @@ from xnor_rrm import Model, XnorError, convert
 from xnor_rrm.bits import pack_signs, unpack_signs
 from xnor_rrm.errors import ConvertError, ShapeError
 from xnor_rrm.importers import IMPORTERS, bmxnet, bring_over, packed_pytorch, xnor_net_pytorch
-from xnor_rrm.importers.checkpoint import Checkpoint, Tensors
+from xnor_rrm.importers.common.checkpoint import Checkpoint, Tensors
 from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign, Window
 from xnor_rrm.torch_reference import FloatTwin
 
@@ -238,7 +238,7 @@ def test_bmxnet_asks_for_the_input_size_of_heads_other_than_imagenets(tmp_path: 
     with pytest.raises(ConvertError, match="give its height and width as the option size"):
         convert(path)
     for size in (0, -1, 12.0, True, "12"):
-        with pytest.raises(ConvertError, match="a size of at least 1 pixel"):
+        with pytest.raises(ConvertError, match="size as an integer of at least 1"):
             convert(path, size=size)
 
 
@@ -659,21 +659,21 @@ def test_weights_not_quite_binary_may_be_accepted_and_are_noted(tmp_path: Path) 
     rounded[1, 2], rounded[3, 3], zero[0, 1] = -0.75, 1.125, 0
     arrays = {"exact": exact, "rounded": rounded, "zero": zero, "again": rounded}
     strict = Tensors(arrays, Checkpoint(path))
-    np.testing.assert_array_equal(strict.take_signs("exact", 4, 5), exact > 0)
+    strict.require_signs("exact")
     with pytest.raises(
         ConvertError, match=r"of exactly -1 and \+1, got 10.00% others in 'rounded', off by at mo"
     ):
-        strict.take_signs("rounded", None, 5)
+        strict.require_signs("rounded")
     source = Checkpoint(path, accept_rounded=True)
     lenient = Tensors(arrays, source)
-    np.testing.assert_array_equal(lenient.take_signs("rounded", None, 5), rounded > 0)
-    lenient.take_signs("again", 4, 5)
+    lenient.require_signs("rounded")
+    lenient.require_signs("again")
     told = "10.00% others in {!r}, off by at most 0.25"
     assert source.notes["rounded"] == f"{told.format('rounded')}; {told.format('again')}"
     with pytest.raises(
         ConvertError, match=r"5\.00% others in 'zero', off by at most 1\. 1 are 0, of no sign"
     ):
-        lenient.take_signs("zero", 4, 5)
+        lenient.require_signs("zero")
 
 
 # Any file
@@ -737,11 +737,11 @@ def test_an_unknown_file_is_told_what_is_supported(tmp_path: Path, content: byte
 def test_an_unknown_network_is_told_what_is_supported(tmp_path: Path) -> None:
     torch.save({"layer1.weight": torch.zeros(2), "layer2.weight": torch.zeros(2)}, tmp_path / "net.pth")
     with pytest.raises(
-        ConvertError, match=r"one of: BMXNet.*got net.pth with tensors layer1.weight, layer2.weight"
+        ConvertError, match=r"one of: .*BMXNet.*got net.pth with tensors layer1.weight, layer2.weight"
     ):
         convert(tmp_path / "net.pth")
     np.savez(tmp_path / "net.npz", weight=np.zeros(3))
-    with pytest.raises(ConvertError, match="one of: BMXNet"):
+    with pytest.raises(ConvertError, match=r"one of: .*BMXNet"):
         convert(tmp_path / "net.npz")
 
 
@@ -755,7 +755,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
 def test_an_unknown_option_is_named(tmp_path: Path) -> None:
     path, _ = write_nin(tmp_path)
     with pytest.raises(
-        ConvertError, match=r"options of XNOR-Net-PyTorch NIN .*: transposed, got size, symbols"
+        ConvertError, match=r"options of XNOR-Net-PyTorch NIN.*: transposed, got size, symbols"
     ):
         convert(path, symbols="x", size=3)
     with pytest.raises(ConvertError, match="transposed as True or False, got 'yes'"):

@@ -18,8 +18,9 @@ import pytest
 from xnor_rrm import convert
 from xnor_rrm.errors import ConvertError, XnorError
 from xnor_rrm.importers import IMPORTERS, binarynet, bireal, reactnet
-from xnor_rrm.importers.checkpoint import Checkpoint, zero_sums
-from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Clip, Conv2d, MaxPool, Model, Sign, Window
+from xnor_rrm.importers.common.checkpoint import Checkpoint
+from xnor_rrm.importers.common.zeros import zero_channels
+from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Clip, Conv2d, InputRule, MaxPool, Model, Sign, Window
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
@@ -479,13 +480,19 @@ def test_binarynet_mlp(tmp_path: Path) -> None:
     assert model.input_shape == (28, 28, 1)
     np.testing.assert_allclose(model.input_rule.mean, [0.1307 * 255])
     np.testing.assert_allclose(model.input_rule.std, [0.3081 * 255])
-    with pytest.raises(ConvertError, match=r"weights of -1 and \+1 in an MLP .*give the option binarized"):
+    with pytest.raises(ConvertError, match=r"exactly -1 and \+1, got .*option binarized, else accept_r"):
         convert(path)
     net = randomise(Mlp(40), seed=8)
     with torch.no_grad():
         for layer in (net.fc1, net.fc2, net.fc3):
             layer.weight.sign_()
     assert_same(net, path, binarynet)
+    with torch.no_grad():
+        net.fc2.weight[1, :3] *= 0.75
+    torch.save(net.float().state_dict(), path)
+    with pytest.raises(ConvertError, match=r"got 0\.17% others in 'fc2\.weight', off by at most 0\.25"):
+        convert(path)
+    assert convert(path, accept_rounded=True).info["rounded"].startswith("0.17% others in 'fc2.weight'")
     with pytest.raises(ConvertError, match="binarized as True or False, got 'yes'"):
         convert(path, binarized="yes")
 
@@ -648,8 +655,13 @@ def test_sums_that_a_batch_norm_makes_zero_are_found(kernel: int, padding: int, 
     ones, bias = np.full(len(weight), 0.5, np.float32), np.full(len(weight), 0.25, np.float32)
     conv = BinaryConv2d("conv", ("sign",), weight, ones, bias, channels, window)
     norm = Affine("bn", ("conv",), np.full(len(weight), -2, np.float32), thresholds + np.float32(0.5))
+    chain = [Sign("sign", (INPUT,)), conv, norm, Sign("end", ("bn",))]
+    sizes = {"sign": (4, 4, channels), "conv": (4, 4, len(weight))}
+    rule = InputRule((4, 4), 4, (0.0,) * 3, (1.0,) * 3)
+    *_, (name, found) = zero_channels({layer.name: layer for layer in chain}, sizes, rule)
+    assert name == "end"
     expected = [any(-2 * (0.5 * dot + 0.25) + t + 0.5 == 0 for dot in sums) for t in thresholds]
-    np.testing.assert_array_equal(zero_sums(conv, [norm]), expected)
+    np.testing.assert_array_equal(found, expected)
     assert any(expected)
     assert not all(expected)
 
@@ -700,5 +712,5 @@ def test_networks_that_take_the_sign_of_zero_are_refused(
     if layer is None:
         convert(tmp_path / "net.pth", **options)
         return
-    with pytest.raises(ConvertError, match=rf"for {layer}.sign to take signs of, got 1 channels .* with 0"):
+    with pytest.raises(ConvertError, match=rf"never exactly 0, got {layer}\.sign, of which"):
         convert(tmp_path / "net.pth", **options)

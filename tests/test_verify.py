@@ -20,7 +20,7 @@ import xnor_rrm
 from xnor_rrm import Model
 from xnor_rrm.errors import ConvertError, XnorError
 from xnor_rrm.importers import bring_over, packed_pytorch
-from xnor_rrm.importers.original import Original
+from xnor_rrm.importers.common.original import Original
 from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Conv2d, Layer, Sign, Window
 from xnor_rrm.report import conversion_rows
 from xnor_rrm.stream import Stream
@@ -345,7 +345,7 @@ def test_convert_writes_nothing_that_fails(
     tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = write_legacy_vgg(tmp_path)
-    monkeypatch.setattr(packed_pytorch, "BN_EPS", 0.1)
+    monkeypatch.setattr(packed_pytorch.Net, "eps", 0.1)
     stderr = invoke("convert", path, "-o", tmp_path / "vgg.xnor", "--verify", clip, code=2).stderr
     assert "conversion: features.conv1.sign at (" in stderr
     assert "error: the model does not compute what the original does" in stderr

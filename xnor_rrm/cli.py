@@ -8,9 +8,10 @@ import statistics
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from inspect import Parameter, Signature
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +27,7 @@ from .errors import VideoError, XnorError
 
 if TYPE_CHECKING:
     from .importers import Conversion
+    from .importers.common.options import Option
     from .model import Model
     from .video import Frame, Skipped, VideoReader
 
@@ -39,6 +41,10 @@ TOLD_SKIPS = 5
 
 class _Commands(TyperGroup):
     """Turns the errors a user can cause into messages, for every command."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _convert_command() if name == "convert" else command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -100,18 +106,6 @@ def _start(
 def convert(
     source: Annotated[Path, typer.Argument(help="Trained checkpoint; its kind is seen from its contents.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")],
-    transposed: Annotated[
-        bool, typer.Option("--transposed", help="The network was trained on transposed images.")
-    ] = False,
-    binarized: Annotated[
-        bool, typer.Option("--binarized", help="The MLP's weights are binarized where it is trained.")
-    ] = False,
-    symbol: Annotated[
-        Path | None, typer.Option(help="Symbol JSON of a BMXNet .params file, if not the one beside it.")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Input height and width, where not in the file.")
-    ] = None,
     verify: Annotated[
         str | None,
         typer.Option(metavar="VIDEO", help="Compare with the original on its first frames; needs torch."),
@@ -122,6 +116,7 @@ def convert(
     accept_rounded: Annotated[
         bool, typer.Option("--accept-rounded", help="Take the signs of weights not quite -1 or +1.")
     ] = False,
+    **options: Any,  # of the importers: _convert_command
 ) -> None:
     """Bring over a trained checkpoint. With --verify, only a model that computes the same is written."""
     from .importers import bring_over
@@ -129,16 +124,8 @@ def convert(
 
     if output.exists() and source.exists() and output.samefile(source):
         raise typer.BadParameter("would overwrite SOURCE.", param_hint="--output")
-    given = {
-        "transposed": transposed,
-        "binarized": binarized,
-        "symbol": symbol,
-        "size": size,
-        "accept_unused": accept_unused,
-        "accept_rounded": accept_rounded,
-    }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value}
-    conversion = bring_over(source, **options)
+    given = {"accept_unused": accept_unused, "accept_rounded": accept_rounded, **options}
+    conversion = bring_over(source, **{name: value for name, value in given.items() if value})
     model, sizes, console = conversion.model, conversion.sizes, Console()
     show_table(console, CONVERSION_COLUMNS, conversion_rows(model, sizes))
     console.print()
@@ -276,6 +263,34 @@ def demo(
 
 
 # --- parts of the commands ------------------------------------------------------------------------
+
+
+def _take(options: Iterable[Option]) -> None:
+    """Declare which options `convert` takes besides its own."""
+    signature = Signature.from_callable(convert, follow_wrapped=False, eval_str=True)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    more = []
+    for option in options:
+        kind: Any = option.kind
+        flag = typer.Option(f"--{option.name}", help=option.help, min=1 if kind is int else None)
+        annotation: Any = Annotated[kind if kind is bool else kind | None, flag]
+        default = False if kind is bool else None
+        more.append(Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    vars(convert)["__signature__"] = signature.replace(parameters=[*own, *more])
+
+
+@cache
+def _convert_command() -> Any:
+    """`convert` with the options of all importers, which are loaded for no other command."""
+    from .importers import OPTIONS
+
+    _take(option for option in OPTIONS.values() if option.kind is not object)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command("convert")(convert)
+    return typer.main.get_command(alone)
+
+
+_take(())  # until then
 
 
 def _run(

@@ -421,7 +421,7 @@ class Model:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ModelError("at least one layer", "none")
-        shapes = self.shapes  # checks names, order and shapes
+        _ = self.shapes  # checks names, order and shapes
         kinds = {layer.name: type(layer) for layer in self.layers}
         for layer in self.layers:
             reads_bits = any(kinds.get(name) is Sign for name in layer.inputs)
@@ -429,9 +429,8 @@ class Model:
                 raise ModelError("a Sign layer before each BinaryConv2d and nowhere else", f"{layer.name}")
         if isinstance(self.layers[-1], Sign):
             raise ModelError("a float layer as the output", f"{self.layers[-1].name} (Sign)")
-        classes = math.prod(shapes[self.layers[-1].name])
-        if self.labels and len(self.labels) != classes:
-            raise ModelError(f"{classes} labels", f"{len(self.labels)}")
+        if self.labels and len(self.labels) != self.classes:
+            raise ModelError(f"{self.classes} labels", f"{len(self.labels)}")
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -453,6 +452,11 @@ class Model:
     def input_shape(self) -> Shape:
         """(H, W, C) of the network's input, after resize and crop."""
         return (*self.input_rule.crop, self.input_rule.channels)
+
+    @property
+    def classes(self) -> int:
+        """How many values the network makes."""
+        return math.prod(self.shapes[self.layers[-1].name])
 
     def macs(self, layer: Layer) -> int:
         """Multiply-accumulates of one frame in a convolution, padding included; 0 for other layers."""

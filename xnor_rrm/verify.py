@@ -1,9 +1,9 @@
 """Whether a converted model computes what the original network does, sign by sign.
 
-Each frame is evaluated by the original (importers/original.py), by the engine's cached stream, and by the
-model's layers in float64, written out here and sharing no code with the engine. One sign that rounding turns
-rightly changes all that follow, so layers are judged one at a time: the float64 layers are fed the signs of
-another evaluation, and every sign they arrive at must be the one of that evaluation.
+Each frame is evaluated by the original (importers/common/original.py), by the engine's cached stream, and by
+the model's layers in float64, written out here and sharing no code with the engine. One sign that rounding
+turns rightly changes all that follow, so layers are judged one at a time: the float64 layers are fed the
+signs of another evaluation, and every sign they arrive at must be the one of that evaluation.
 
     fed the original's signs    checks the conversion, layer by layer, and the logits
     fed the engine's signs      checks the engine the same way
@@ -26,7 +26,7 @@ import numpy as np
 
 from .bits import unpack_signs
 from .errors import ConvertError, XnorError
-from .importers.original import Original
+from .importers.common.original import Original
 from .model import (
     INPUT,
     Add,
@@ -189,7 +189,7 @@ def _check_shapes(model: Model, logits: Array, values: Mapping[str, Array]) -> N
     wanted: dict[str, tuple[int, ...]] = {
         layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)
     }
-    wanted["logits"] = (int(np.prod(model.shapes[model.layers[-1].name])),)
+    wanted["logits"] = (model.classes,)
     given = {name: array.shape for name, array in (*values.items(), ("logits", logits))}
     for name in (*wanted, *given):
         if given.get(name) != wanted.get(name):

@@ -1,17 +1,18 @@
-"""From trained checkpoints to models. One module a kind of checkpoint, one line here each.
+"""From trained checkpoints to models. Each module here is an importer, of one kind of source.
 
 An importer module has
 
     TITLE                           what it reads, in words
-    OPTIONS                         its options by name, each with a line of help
-    recognise(source) -> bool       by the file's contents, never by its name
+    OPTIONS                         what the source cannot say (common/options.py)
+    recognise(source) -> bool       by the file's contents, never by its name, and as no other importer does
     read(source, **options) -> Model
     original(source, **options) -> Original
 
 `read` brings a network over whole or raises ConvertError: every tensor is used, every operator is known.
-`original` rebuilds the network as the training code has it, in torch's own operations (original.py), and
-shares no code with `read` beyond opening the file: verify.py compares the two. The source is a Checkpoint;
-only that of traced_module is a module in memory.
+`original` rebuilds the network as the training code has it (common/original.py), and shares no code with
+`read` beyond opening the file: verify.py compares the two. The source is a Checkpoint.
+
+What importers are made of is in `common`.
 """
 
 from __future__ import annotations
@@ -19,26 +20,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Protocol, cast
 
 from ..errors import ConvertError
 from ..model import Model
-from . import (
-    binarynet,
-    bireal,
-    bmxnet,
-    larq,
-    lce,
-    onnx_graph,
-    packed_pytorch,
-    reactnet,
-    traced_module,
-    xnor_net_pytorch,
-)
-from .checkpoint import Checkpoint, summary
-from .original import Original
-from .torch_file import INSTALL
+from .common.checkpoint import Checkpoint, summary
+from .common.datasets import read_labels
+from .common.options import Option
+from .common.original import Original
+from .common.torch_file import INSTALL
 
 
 class Importer(Protocol):
@@ -48,10 +40,10 @@ class Importer(Protocol):
     def TITLE(self) -> str: ...  # noqa: N802  # stands for a module's constant
 
     @property
-    def OPTIONS(self) -> Mapping[str, str]: ...  # noqa: N802  # stands for a module's constant
+    def OPTIONS(self) -> tuple[Option, ...]: ...  # noqa: N802  # stands for a module's constant
 
     @property
-    def recognise(self) -> Callable[[Any], bool]: ...
+    def recognise(self) -> Callable[[Checkpoint], bool]: ...
 
     @property
     def read(self) -> Callable[..., Model]: ...
@@ -60,17 +52,15 @@ class Importer(Protocol):
     def original(self) -> Callable[..., Original]: ...
 
 
-IMPORTERS: tuple[Importer, ...] = (
-    bmxnet,
-    xnor_net_pytorch,
-    packed_pytorch,
-    bireal,
-    reactnet,
-    binarynet,
-    lce,
-    larq,
-    onnx_graph,
+#: Every module of this package that is no package itself.
+IMPORTERS: tuple[Importer, ...] = tuple(
+    cast(Importer, import_module(f"{__name__}.{module.name}"))
+    for module in iter_modules(__path__)
+    if not module.ispkg
 )
+
+#: The options of all importers by name; importers that share one mean the same by it.
+OPTIONS: dict[str, Option] = {option.name: option for each in IMPORTERS for option in each.OPTIONS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,29 +79,33 @@ class Conversion:
 def bring_over(
     network: object, *, accept_unused: bool = False, accept_rounded: bool = False, **options: Any
 ) -> Conversion:
-    """Bring over the checkpoint at a path, with the importer that recognises it, or a torch.nn.Module.
+    """Bring over the checkpoint at a path, or a torch.nn.Module, with the importer that recognises it.
 
     accept_unused, accept_rounded : note in the model's info what else is an error: tensors that nothing
         reads, weights that are not quite -1 or +1.
-    Raises ConvertError for an unknown kind of file, naming those that are known, and for an unknown option.
+    Classes that the importer cannot name have the names of a synset.txt beside the file, if it has as many.
+    Raises ConvertError for an unknown kind of source, naming those that are known, and for an unknown option.
     """
-    source: Any = network
-    if isinstance(network, Path):
-        source = Checkpoint(network, accept_unused=accept_unused, accept_rounded=accept_rounded)
-    importer = _importer(source) if isinstance(network, Path) else traced_module
-    if importer is traced_module and not traced_module.recognise(source):
-        raise ConvertError(f"a path or a {traced_module.TITLE}", type(source).__name__)
-    unknown = sorted(options.keys() - importer.OPTIONS.keys())
-    if unknown:
-        known = ", ".join(importer.OPTIONS) or "none"
-        raise ConvertError(f"options of {importer.TITLE}: {known}", ", ".join(unknown))
+    source = Checkpoint(network, accept_unused=accept_unused, accept_rounded=accept_rounded)
+    importer = importer_of(source)
+    known = {option.name: option for option in importer.OPTIONS}
+    if unknown := sorted(options.keys() - known.keys()):
+        expected = f"options of {importer.TITLE}: {', '.join(known) or 'none'}"
+        raise ConvertError(expected, ", ".join(unknown))
+    options = {name: known[name].checked(value) for name, value in options.items()}
     model = importer.read(source, **options)
-    notes, sizes = (source.notes, source.sizes) if isinstance(source, Checkpoint) else ({}, {})
-    model = replace(model, info=model.info | notes)
-    return Conversion(model, sizes, partial(_original, importer, source, options))
+    labels = model.labels
+    if not labels and source.module is None:
+        labels = read_labels(source.path.with_name("synset.txt"))
+    model = replace(
+        model,
+        labels=labels if len(labels) == model.classes else (),
+        info={"source": source.path.name, "format": importer.TITLE} | model.info | source.notes,
+    )
+    return Conversion(model, source.sizes, partial(_original, importer, source, options))
 
 
-def _original(importer: Importer, source: Any, options: Mapping[str, Any]) -> Original:
+def _original(importer: Importer, source: Checkpoint, options: Mapping[str, Any]) -> Original:
     try:
         return importer.original(source, **options)
     except ModuleNotFoundError as error:
@@ -119,14 +113,14 @@ def _original(importer: Importer, source: Any, options: Mapping[str, Any]) -> Or
         raise ConvertError("PyTorch, to run the original", missing, f"{INSTALL}.") from error
 
 
-def _importer(source: Checkpoint) -> Importer:
+def importer_of(source: Checkpoint) -> Importer:
+    """Raises ConvertError where there is none."""
     importer = next((each for each in IMPORTERS if each.recognise(source)), None)
     if importer is None:
         names = list(source.state_dict or ())
         found = f"tensors {summary(names)}" if names else f"first bytes {source.head[:8].hex(' ')!r}"
-        raise ConvertError(
-            "one of: " + "; ".join(each.TITLE for each in IMPORTERS), f"{source.path.name} with {found}"
-        )
+        got = f"{source.path.name} with {found}" if source.module is None else source.path.name
+        raise ConvertError("one of: " + "; ".join(each.TITLE for each in IMPORTERS), got)
     return importer
 
 

@@ -12,9 +12,7 @@ code do not run.
 
 Logits are those before the log-softmax. Hardtanh is left out where only signs are taken of it.
 
-The original takes sign(0) = 0. It is proved from the sums of the binary convolution before that it takes no
-sign of 0, or the network refused. After the first layer, and in the ResNet after a shortcut, sums of floats
-decide, which are hardly ever 0: that is +1 here.
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations
@@ -25,27 +23,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bits import pack_signs
 from ..errors import ConvertError
-from ..model import INPUT, Array, BinaryConv2d, Clip, Conv2d, InputRule, Model, Window
-from . import cifar10, imagenet
-from .checkpoint import Checkpoint, refuse_zero_weights
-from .original import Keep, Original, batch_norm, in_float64, in_torch
-from .torch_builder import BN_EPS, Builder, resnet_blocks, window
+from ..model import INPUT, Array, Clip, Conv2d, Model, Window
+from .common.checkpoint import Checkpoint, refuse_zero_weights
+from .common.datasets import (
+    CIFAR10_LABELS,
+    CIFAR10_SIZE,
+    IMAGENET_SCALE,
+    IMAGENET_SIZE,
+    MNIST_LABELS,
+    MNIST_SCALE,
+    MNIST_SIZE,
+    square_rule,
+)
+from .common.options import Option
+from .common.original import Keep, Original, batch_norm, in_float64, in_torch
+from .common.torch_layers import BN_EPS, Builder, resnet_blocks, square
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TITLE = "BinaryNet.pytorch VGG or AlexNet (tensors features.N, classifier.N), ResNet (bn3) or MLP (fcN, bnN)"
-OPTIONS = {"binarized": "the code that trained this MLP binarizes its weights: its tensors do not tell"}
-
-#: The MNIST training code's mean .1307 and std .3081, in units of 0..255.
-MNIST_RULE = InputRule((28, 28), 28, (33.3285,), (78.5655,), channels=1)
+OPTIONS = (Option("binarized", "The MLP's weights are binarized where it is trained.", bool),)
 
 #: Inputs of which the original takes no signs: it knows images by their channels, or their pixels.
 IMAGE_CHANNELS, IMAGE_PIXELS = 3, 784
 
 ALEXNET_KERNEL = 11
+
+MLP_REMEDY = "If the code that trained it binarizes them, give the option binarized, else accept_rounded."
 
 MLP_TENSOR = re.compile(r"fc\d{1,2}\.(weight|bias)|bn\d{1,2}\..*")
 
@@ -73,8 +79,6 @@ def is_mlp(state: Mapping[str, Array]) -> bool:
 
 def read(source: Checkpoint, *, binarized: bool = False) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, or a weight of 0."""
-    if not isinstance(binarized, bool):
-        raise ConvertError("binarized as True or False", repr(binarized))
     state = source.state_dict or {}
     if is_mlp(state):
         return read_mlp(source, binarized)
@@ -85,11 +89,11 @@ def read_sequence(source: Checkpoint) -> Model:
     """The VGG and the AlexNet."""
     state = source.state_dict or {}
     alexnet = state["features.0.weight"].shape[-1:] == (ALEXNET_KERNEL,)
-    net = Builder(source, imagenet.input_rule(imagenet.SIZE) if alexnet else cifar10.INPUT_RULE)
+    net = Builder(source, square_rule(IMAGENET_SIZE if alexnet else CIFAR10_SIZE, IMAGENET_SCALE))
     x = INPUT
     for name, pool, norm in groups(state, "features"):
         if x == INPUT:
-            geometry = Window((11, 11), (4, 4), (2, 2, 2, 2)) if alexnet else window(3, 1)
+            geometry = square(ALEXNET_KERNEL, 4, 2) if alexnet else square(3)
             x = first_conv(net, name, geometry)
         else:
             x = binary_conv(net, name, net.sign(f"{name}.sign", x))
@@ -100,10 +104,7 @@ def read_sequence(source: Checkpoint) -> Model:
         if unknown:
             raise ConvertError(f"a batch-norm after {name}", f"another layer, {unknown}")
         x = net.batch_norm(norm, binary_linear(net, name, net.sign(f"{name}.sign", x)))
-    classes = net.shapes[x][2]
-    if alexnet:
-        return net.finish(TITLE, imagenet.read_labels(source.path.with_name("synset.txt"), classes))
-    return net.finish(TITLE, cifar10.labels(classes))
+    return net.finish(() if alexnet else CIFAR10_LABELS)
 
 
 def groups(state: Mapping[str, Array], part: str) -> Iterator[tuple[str, str, str]]:
@@ -125,8 +126,8 @@ def groups(state: Mapping[str, Array], part: str) -> Iterator[tuple[str, str, st
 
 
 def read_resnet(source: Checkpoint) -> Model:
-    net = Builder(source, cifar10.INPUT_RULE)
-    x = net.batch_norm("bn1", first_conv(net, "conv1", window(3, 1)))
+    net = Builder(source, square_rule(CIFAR10_SIZE, IMAGENET_SCALE))
+    x = net.batch_norm("bn1", first_conv(net, "conv1", square(3)))
     x = hardtanh(net, "tanh1", x)
     *blocks, (last, last_stride) = resnet_blocks(net.state, r"conv1\.weight")
     for name, stride in blocks:
@@ -134,9 +135,9 @@ def read_resnet(source: Checkpoint) -> Model:
         x = hardtanh(net, f"{name}.tanh2", x)
     x = block(net, last, x, last_stride)
     net.tensors.take_torch_batch_norm(f"{last}.bn2", x, eps=BN_EPS)  # made, saved and never run
-    x = net.batch_norm("bn2", net.avg_pool("avgpool", x, net.shapes[x][:2]))
-    x = net.batch_norm("bn3", binary_linear(net, "fc", net.sign("fc.sign", x)))
-    return net.finish(TITLE, cifar10.labels(net.shapes[x][2]))
+    x = net.batch_norm("bn2", net.mean("avgpool", x))
+    net.batch_norm("bn3", binary_linear(net, "fc", net.sign("fc.sign", x)))
+    return net.finish(CIFAR10_LABELS)
 
 
 def block(net: Builder, name: str, x: str, stride: int) -> str:
@@ -150,27 +151,21 @@ def block(net: Builder, name: str, x: str, stride: int) -> str:
 
 
 def read_mlp(source: Checkpoint, binarized: bool) -> Model:
-    net = Builder(source, MNIST_RULE)
+    net = Builder(source, square_rule(MNIST_SIZE, MNIST_SCALE))
     count = sum(name.endswith(".running_mean") for name in net.state)
-    weights = [net.state.get(f"fc{number}.weight", np.zeros(0)) for number in range(1, count + 1)]
-    if not binarized and not all((np.abs(each) == 1).all() for each in weights):
-        raise ConvertError(
-            "weights of -1 and +1 in an MLP of fcN and bnN",
-            "others",
-            "If the code that trained it binarizes them, give the option binarized.",
-        )
     x = INPUT
     for number in range(1, count + 1):
         name = f"fc{number}"
+        if not binarized:
+            net.tensors.require_signs(f"{name}.weight", MLP_REMEDY)
         if x == INPUT:
-            weight = real_signs(name, net.whole_input(name, x))
-            bias = net.bias(name, len(weight))
-            x = net.add(Conv2d(name, (x,), weight, bias, Window(MNIST_RULE.crop)))
+            weight = real_signs(name, net.whole_input(x, net.matrix(name, x)))
+            x = net.add(Conv2d(name, (x,), weight, net.bias(name, len(weight)), Window(net.rule.crop)))
         else:
             x = binary_linear(net, name, net.sign(f"{name}.sign", x))
         x = net.batch_norm(f"bn{number}", x)
     net.linear(f"fc{count + 1}", hardtanh(net, f"htanh{count}", x))
-    return net.finish(TITLE, ())
+    return net.finish(MNIST_LABELS)
 
 
 def first_conv(net: Builder, name: str, geometry: Window) -> str:
@@ -186,13 +181,12 @@ def binary_conv(net: Builder, name: str, signs: str, stride: int = 1) -> str:
     if channels == IMAGE_CHANNELS or not kernel % 2:
         expected = f"an odd kernel and channels other than {IMAGE_CHANNELS}, which {name} would not binarize"
         raise ConvertError(expected, f"kernel {kernel} and {channels} channels")
-    latent = net.tensors.take(f"{name}.weight", None, channels, kernel, kernel).transpose(0, 2, 3, 1)
-    return add_binary(net, name, signs, latent, window(kernel, stride))
+    return add_binary(net, name, signs, net.kernel(name, signs, kernel), square(kernel, stride))
 
 
 def binary_linear(net: Builder, name: str, signs: str) -> str:
     """A linear layer of the flattened input."""
-    latent = net.whole_input(name, signs)
+    latent = net.whole_input(signs, net.matrix(name, signs))
     if latent[0].size == IMAGE_PIXELS:
         raise ConvertError(f"other inputs than {IMAGE_PIXELS}, which {name} would not binarize", "as many")
     return add_binary(net, name, signs, latent, Window(net.shapes[signs][:2]))
@@ -200,9 +194,7 @@ def binary_linear(net: Builder, name: str, signs: str) -> str:
 
 def add_binary(net: Builder, name: str, signs: str, latent: Array, geometry: Window) -> str:
     refuse_zero_weights(latent, f"'{name}.weight'")
-    alpha, bias = np.ones(len(latent), np.float32), net.bias(name, len(latent))
-    channels = net.shapes[signs][2]
-    return net.add(BinaryConv2d(name, (signs,), pack_signs(latent > 0), alpha, bias, channels, geometry))
+    return net.binary_conv(name, signs, latent > 0, np.ones(len(latent), np.float32), geometry)
 
 
 def real_signs(name: str, latent: Array) -> Array:

@@ -8,9 +8,7 @@ alpha = mean |w| of each filter. The first block of layer2 and of each layer aft
 shortcut is average pool 2x2/2, conv 1x1, BN where the checkpoint holds that convolution; else every second
 pixel, with channels of zeros before and behind.
 
-The original takes sign(0) = 0. Where the sums of one binary convolution decide alone, it is proved from them
-that no sign is taken of 0, or the network refused. Elsewhere a sum of floats decides, which is hardly ever 0
-(of a trained ResNet-20, once in some hundred million signs): that is +1 here.
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations
@@ -19,20 +17,27 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import ConvertError
-from ..model import INPUT, Conv2d, Model, Window
-from . import cifar10, imagenet
-from .checkpoint import Checkpoint
-from .original import Keep, Original, batch_norm, in_float64, in_torch
-from .torch_builder import Builder, resnet_blocks
+from ..model import INPUT, Model
+from .common.checkpoint import Checkpoint
+from .common.datasets import (
+    CIFAR10_LABELS,
+    CIFAR10_SCALE,
+    CIFAR10_SIZE,
+    IMAGENET_SCALE,
+    IMAGENET_SIZE,
+    SIZE,
+    of_known_size,
+    square_rule,
+)
+from .common.original import Keep, Original, batch_norm, in_float64, in_torch
+from .common.torch_layers import Builder, resnet_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TITLE = "Bi-Real-Net ResNet (tensors layerN.N.binary_conv.weight or .weights)"
-OPTIONS = {"size": f"{imagenet.SIZE_HELP} or CIFAR-10's {cifar10.SIZE}"}
+OPTIONS = (SIZE,)
 
 #: Maps the name of a block and its value to another value.
 Step = Callable[[str, "Tensor"], "Tensor"]
@@ -46,44 +51,26 @@ def recognise(source: Checkpoint) -> bool:
 
 def read(source: Checkpoint, *, size: int | None = None) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, or a weight of 0."""
-    return read_resnet(source, TITLE, block, size)
+    return read_resnet(source, block, size)
 
 
 def read_resnet(
-    source: Checkpoint, title: str, block: Callable[[Builder, str, str, int], str], size: int | None
+    source: Checkpoint, block: Callable[[Builder, str, str, int], str], size: int | None
 ) -> Model:
     """The model of a ResNet whose `block` adds, from name, input and stride, the layers of one."""
     state = source.state_dict or {}
-    side = imagenet.side_of(size)
-    small = state.get("conv1.weight", np.empty(0)).shape[-1:] == (3,)
+    small = "conv1.weight" in state and state["conv1.weight"].shape[-1:] == (3,)
     if small:
-        rule = imagenet.input_rule(size or cifar10.SIZE, cifar10.OWN_MEAN, cifar10.OWN_STD)
-    else:
-        rule = imagenet.input_rule(side)
-    net = Builder(source, rule)
-    if small:
+        net = Builder(source, square_rule(size or CIFAR10_SIZE, CIFAR10_SCALE))
         x = net.batch_norm("bn1", net.conv("conv1", INPUT, 3))
     else:
+        net = Builder(source, square_rule(size or IMAGENET_SIZE, IMAGENET_SCALE))
         x = net.batch_norm("bn1", net.conv("conv1", INPUT, 7, stride=2))
         x = net.max_pool("maxpool", x, 3, stride=2, padding=1)
     for name, stride in resnet_blocks(state, r"binary_conv\.weights?"):
         x = block(net, name, x, stride)
-    if small:
-        return net.finish(title, cifar10.labels(classify(net, x)))
-    return finish_imagenet(net, x, title, size)
-
-
-def finish_imagenet(net: Builder, x: str, title: str, size: int | None) -> Model:
-    """The model whose features are x. Raises ConvertError where it is not known what size its images have."""
-    classes = classify(net, x)
-    imagenet.check_classes(classes, size)
-    return net.finish(title, imagenet.read_labels(net.source.path.with_name("synset.txt"), classes))
-
-
-def classify(net: Builder, x: str) -> int:
-    """Adds the average of each channel and the linear classifier; the number of classes."""
-    x = net.avg_pool("avgpool", x, net.shapes[x][:2])
-    return net.shapes[net.linear("fc", x)][2]
+    net.linear("fc", net.mean("avgpool", x))
+    return net.finish(CIFAR10_LABELS) if small else of_known_size(net.finish(), size)
 
 
 def block(net: Builder, name: str, x: str, stride: int) -> str:
@@ -96,18 +83,14 @@ def shortcut(net: Builder, name: str, x: str, y: str, stride: int) -> str:
     """What is added to y, the sums of the block `name` after their batch-norm."""
     cin, cout = net.shapes[x][2], net.shapes[y][2]
     if f"{name}.downsample.1.weight" in net.state:
-        pooled = net.avg_pool(f"{name}.downsample.0", x, (2, 2))
+        pooled = net.avg_pool(f"{name}.downsample.0", x, 2)
         return net.batch_norm(f"{name}.downsample.2", net.conv(f"{name}.downsample.1", pooled, 1))
     if (stride, cin) == (1, cout):
         return x
-    before = cout // 4
-    if cin + 2 * before != cout:
+    if cin + 2 * (cout // 4) != cout:
         expected = f"{name}.downsample.1.weight, or a quarter of new channels on each side"
         raise ConvertError(expected, f"{cout} channels after {cin}")
-    weight = np.zeros((cout, 1, 1, cin), np.float32)
-    weight[before : before + cin, 0, 0] = np.eye(cin, dtype=np.float32)
-    geometry = Window((1, 1), (stride, stride))
-    return net.add(Conv2d(f"{name}.downsample", (x,), weight, np.zeros(cout, np.float32), geometry))
+    return net.subsample(f"{name}.downsample", x, cout, stride)
 
 
 def original(source: Checkpoint, *, size: int | None = None) -> Original:

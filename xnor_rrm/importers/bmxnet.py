@@ -23,64 +23,58 @@ from ..model import (
     AvgPool,
     BinaryConv2d,
     Conv2d,
+    InputRule,
     Layer,
     MaxPool,
     Model,
     Relu,
-    Shape,
     Sign,
     Window,
 )
-from . import imagenet
-from .checkpoint import Chain, Checkpoint, Tensors, summary
-from .mxnet_file import LIST_MAGIC, Node, find_symbol, read_params, read_symbol
-from .original import Keep, Original, in_float64, in_torch
+from .common.checkpoint import Checkpoint, Tensors
+from .common.datasets import IMAGENET_SIZE, SIZE, SIZE_REMEDY, Scale, of_known_size, square_rule
+from .common.layers import Layers
+from .common.mxnet_file import LIST_MAGIC, Node, find_symbol, read_params, read_symbol
+from .common.options import Option
+from .common.original import Keep, Original, in_float64, in_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TITLE = "BMXNet .params with its symbol JSON beside it"
-OPTIONS = {
-    "symbol": "path of the symbol JSON, where it is not the one beside the .params file",
-    "size": imagenet.SIZE_HELP,
-}
+OPTIONS = (
+    Option("symbol", "Symbol JSON of the .params file, if not the one beside it.", Path),
+    SIZE,
+)
 
-MEAN, STD = (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)
+SCALE = Scale((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 
 
 def recognise(source: Checkpoint) -> bool:
     return source.head.startswith(LIST_MAGIC)
 
 
-def read(source: Checkpoint, *, symbol: str | Path | None = None, size: int | None = None) -> Model:
+def read(source: Checkpoint, *, symbol: Path | None = None, size: int | None = None) -> Model:
     """The model; its output are the logits before the final softmax.
 
     Raises ConvertError for a damaged file, a missing symbol, an operator or attribute that is not known, and
     parameters that are missing, misshapen or left over.
     """
-    side = imagenet.side_of(size)
-    graph = read_symbol(find_symbol(source.path) if symbol is None else Path(symbol))
-    builder = Builder(Tensors(read_params(source.path), source), (side, side, 3))
+    graph = read_symbol(symbol or find_symbol(source.path))
+    rule = square_rule(size or IMAGENET_SIZE, SCALE)
+    builder = Builder(Tensors(read_params(source.path), source), rule)
     for node in graph:
         builder.visit(node)
-    classes = builder.finish()
-    imagenet.check_classes(classes, size)
-    return Model(
-        name=source.name,
-        input_rule=imagenet.input_rule(side, MEAN, STD),
-        layers=tuple(builder.layers),
-        labels=imagenet.read_labels(source.path.with_name("synset.txt"), classes),
-        info={"source": source.path.name, "format": TITLE},
-    )
+    builder.tensors.finish()
+    return of_known_size(Model(source.name, rule, builder.layers.finish()), size)
 
 
 class Builder:
     """Layers from the nodes of a graph, visited in order of execution."""
 
-    def __init__(self, tensors: Tensors, input_shape: Shape) -> None:
+    def __init__(self, tensors: Tensors, rule: InputRule) -> None:
         self.tensors = tensors
-        self.layers = Chain()
-        self.shapes: dict[str, Shape] = {INPUT: input_shape}
+        self.layers = Layers((*rule.crop, rule.channels))
         #: The layer that makes each node's value; nodes that change nothing share their input's.
         self.made_by: dict[str, str] = {"data": INPUT}
 
@@ -95,15 +89,6 @@ class Builder:
         convert(self, node)
         node.finish()
 
-    def finish(self) -> int:
-        """The number of classes. Raises ConvertError for unused parameters and more than one output."""
-        self.tensors.finish()
-        read = {name for layer in self.layers for name in layer.inputs}
-        unread = {layer.name for layer in self.layers} - read
-        if len(unread) != 1:
-            raise ConvertError("a graph with one output", summary(sorted(unread)) or "none")
-        return math.prod(self.shapes[self.layers.last])
-
     def source(self, node: Node, index: int = 0) -> str:
         """The layer that makes an input of a node."""
         name = node.inputs[index]
@@ -113,18 +98,13 @@ class Builder:
 
     def signs_of(self, source: str) -> str:
         """The Sign layer of a layer's output, itself if it is one: QConvolution binarizes what is not yet."""
-        if any(layer.name == source and isinstance(layer, Sign) for layer in self.layers):
+        if isinstance(self.layers.get(source), Sign):
             return source
         name = f"{source}.sign"
-        if name not in self.shapes:
-            self.layers.append(Sign(name, (source,)))
-            self.shapes[name] = self.shapes[source]
-        return name
+        return name if name in self.layers else self.layers.add(Sign(name, (source,)))
 
     def add(self, node: Node, layer: Layer) -> None:
-        self.shapes[layer.name] = layer.output_shape(*(self.shapes[name] for name in layer.inputs))
-        self.layers.append(layer)
-        self.made_by[node.name] = layer.name
+        self.made_by[node.name] = self.layers.add(layer)
 
 
 def _same_value(builder: Builder, node: Node) -> None:
@@ -171,12 +151,10 @@ def _convolution(builder: Builder, node: Node) -> None:
 def _fully_connected(builder: Builder, node: Node) -> None:
     node.require("flatten", "True", default="True")
     source = builder.source(node)
-    height, width, channels = builder.shapes[source]
+    height, width, channels = builder.layers.shapes[source]
     weight = builder.tensors.take(node.inputs[1], node.count("num_hidden", 0), None)
     if weight.shape[1] != (inputs := channels * height * width):
-        raise ConvertError(
-            f"{inputs} inputs of {node.op} {node.name}", str(weight.shape[1]), imagenet.SIZE_REMEDY
-        )
+        raise ConvertError(f"{inputs} inputs of {node.op} {node.name}", str(weight.shape[1]), SIZE_REMEDY)
     bias = _bias(builder, node, len(weight))
     kernel = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
     builder.add(node, Conv2d(node.name, (source,), kernel, bias, Window((height, width))))
@@ -198,7 +176,7 @@ def _q_convolution(builder: Builder, node: Node) -> None:
     node.require("num_group", "1", default="1")
     node.require("layout", "NCHW", default="NCHW")
     source, window, filters = builder.source(node), node.window(), node.count("num_filter", 0)
-    channels = builder.shapes[source][2]
+    channels = builder.layers.shapes[source][2]
     shape = (filters, channels, *window.kernel)
     total, n = math.prod(shape), math.prod(shape[1:])
     words = builder.tensors.take_raw(node.inputs[1])
@@ -223,7 +201,7 @@ def _pooling(builder: Builder, node: Node) -> None:
     node.require("count_include_pad", "True", default="True")
     source, window = builder.source(node), node.window()
     if node.flag("global_pool", False):
-        window = Window(builder.shapes[source][:2])
+        window = Window(builder.layers.shapes[source][:2])
     kind = {"max": MaxPool, "avg": AvgPool}.get(found := node.text("pool_type", "max"))
     if kind is None:
         raise ConvertError(f"pool_type max or avg in {node.op} {node.name}", found)
@@ -245,12 +223,13 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Callable[[Builder, Node], None]]] = 
 }
 
 
-def original(source: Checkpoint, *, symbol: str | Path | None = None, size: int | None = None) -> Original:
+def original(source: Checkpoint, *, symbol: Path | None = None, size: int | None = None) -> Original:
     """The graph as BMXNet runs it, node by node, the packed weights as floats of -1 and +1."""
     import torch
     import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
-    path = find_symbol(source.path) if symbol is None else Path(symbol)
+    del size
+    path = symbol or find_symbol(source.path)
     arrays = read_params(source.path)
     state = in_float64(arrays)
 

@@ -20,22 +20,19 @@ import numpy as np
 
 from ..errors import ConvertError
 from ..model import INPUT, Array, Model, Shape
-from . import keras_file
-from .checkpoint import Checkpoint, Tensors
-from .keras_file import Layer
-from .original import Keep, Original, in_torch
-from .tf_network import Network, Value, finish_model, input_rule
-from .tf_torch import average_pool, flatten, max_pool, pad_same, sign
+from .common import keras_file
+from .common.checkpoint import Checkpoint, Tensors
+from .common.datasets import MEAN, SIZE, STD, whole_size
+from .common.keras_file import Layer
+from .common.original import Keep, Original, in_torch
+from .common.tf_layers import Network, Value, tf_input_rule
+from .common.tf_torch import average_pool, flatten, max_pool, pad_same, sign
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TITLE = "Larq .h5 or .keras (a whole Keras model)"
-OPTIONS = {
-    "size": "height and width of the input, where the model takes any",
-    "mean": "subtracted from the input, 0 to 255, where it is not the usual one",
-    "std": "what the input is then divided by",
-}
+OPTIONS = (SIZE, MEAN, STD)
 
 SIGNS = {
     "ste_sign": "ste_sign",
@@ -60,8 +57,11 @@ def read(source: Checkpoint, *, size: int | None = None, mean: object = None, st
     option that is not known, and weights that are missing, misshapen or left over.
     """
     network = keras_file.read(source.path, source.head)
-    shape = _input_shape(network, size)
-    rule = input_rule(shape, mean, std)
+    height, width, channels = network.shape
+    if channels is None:
+        raise ConvertError("an input of known channels", f"{list(network.shape)}")
+    shape = (*whole_size(height, width, size), channels)
+    rule = tf_input_rule(shape, mean, std)
     builder = Builder(network, shape)
     unused: dict[str, Array] = {}
     for layer in network.layers:
@@ -70,22 +70,7 @@ def read(source: Checkpoint, *, size: int | None = None, mean: object = None, st
         unused |= {f"{layer.name}/{name}": array for name, array in layer.arrays.items()}
         source.sizes.update({name: arrays[name].nbytes for name in arrays.keys() - unused.keys()})
     Tensors(unused, source).finish()
-    output = builder.values[network.output]
-    return finish_model(source.name, source.path.name, TITLE, builder.network, output, rule)
-
-
-def _input_shape(network: keras_file.Network, size: object) -> Shape:
-    if size is not None and (type(size) is not int or size < 1):
-        raise ConvertError("a size of at least 1 pixel", repr(size))
-    height, width, channels = network.shape
-    given = size if isinstance(size, int) else None
-    height, width = height or given, width or given
-    if height is None or width is None or channels is None:
-        remedy = "Give its height and width as the option size."
-        raise ConvertError("an input of known size", f"{list(network.shape)}", remedy)
-    if given is not None and (height, width) != (given, given):
-        raise ConvertError(f"an input of {height}x{width}, as the model has it", f"size {size}")
-    return height, width, channels
+    return builder.network.model(source.name, rule, builder.values[network.output])
 
 
 class Builder:
@@ -243,12 +228,12 @@ def _batch_norm(builder: Builder, layer: Layer, values: list[Value]) -> Value:
     if axis not in (-1, 1 if value.flat else 3):
         raise ConvertError(f"normalisation of channels in {layer.where}", f"axis {axis}")
     eps = layer.number("epsilon", 1e-3)
-    gamma = layer.weight("gamma", channels) if layer.flag("scale", True) else np.ones(channels)
-    beta = layer.weight("beta", channels) if layer.flag("center", True) else np.zeros(channels)
+    gamma = layer.weight("gamma", channels) if layer.flag("scale", True) else None
+    beta = layer.weight("beta", channels) if layer.flag("center", True) else None
     mean, var = layer.weight("moving_mean", channels), layer.weight("moving_variance", channels)
-    if not (var + np.float64(eps) > 0).all():
-        raise ConvertError(f"variances of at least 0 in {layer.where}", f"{var.min()}")
-    return builder.network.batch_norm(layer.name, value, gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
+    return builder.network.batch_norm(
+        layer.name, value, layer.where, gamma=gamma, beta=beta, mean=mean, var=var, eps=eps
+    )
 
 
 def _pool(builder: Builder, layer: Layer, values: list[Value]) -> Value:

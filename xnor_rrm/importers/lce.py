@@ -5,7 +5,7 @@ itself. Its weights are packed along the input channels, bit j of word i being c
 is +1 where pad_values is 1, else 0. Its output is dot, clamped by the fused activation, times a multiplier
 plus a bias; or, where it is bits again, -1 for more than `threshold` mismatches. LceBMaxPool2d is the maximum
 of signs, LceDequantize signs as floats: only matrices whose rows differ in sign alone may read them. A final
-softmax is dropped. How the input is scaled is not in the file, see tf_network.input_rule.
+softmax is dropped. How the input is scaled is not in the file, see common/tf_layers.py.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ import numpy as np
 from ..bits import unpack_signs
 from ..errors import ConvertError
 from ..model import INPUT, MAX_WINDOW_BITS, Array, Model, Shape
-from . import tflite_file
-from .checkpoint import Checkpoint, Tensors
-from .original import Keep, Original, in_torch
-from .tf_network import Activation, Network, Pair, Value, finish_model, input_rule
-from .tf_torch import average_pool, flatten, max_pool, pad_same, sign
-from .tflite_file import Graph, Operator
+from .common import tflite_file
+from .common.checkpoint import Checkpoint, Tensors
+from .common.datasets import MEAN, STD
+from .common.original import Keep, Original, in_torch
+from .common.tf_layers import Activation, Network, Pair, Value, tf_input_rule
+from .common.tf_torch import average_pool, flatten, max_pool, pad_same, sign
+from .common.tflite_file import Graph, Operator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TITLE = "Larq Compute Engine .tflite"
-OPTIONS = {
-    "mean": "subtracted from the input, 0 to 255, where it is not ImageNet's",
-    "std": "what the input is then divided by",
-}
+OPTIONS = (MEAN, STD)
 
 WORD = 32
 FLOAT32, INT32 = 0, 2
@@ -55,14 +53,13 @@ def read(source: Checkpoint, *, mean: object = None, std: object = None) -> Mode
     """
     graph = tflite_file.read(source.path)
     shape = _input_shape(graph)
-    rule = input_rule(shape, mean, std)
+    rule = tf_input_rule(shape, mean, std)
     builder = Builder(graph, shape)
     for operator in graph.operators:
         builder.visit(operator)
     source.sizes.update(builder.sizes)
     Tensors(graph.unread(), source).finish()
-    output = builder.values[graph.output]
-    return finish_model(source.name, source.path.name, TITLE, builder.network, output, rule)
+    return builder.network.model(source.name, rule, builder.values[graph.output])
 
 
 def _input_shape(graph: Graph) -> Shape:

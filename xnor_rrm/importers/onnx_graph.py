@@ -2,9 +2,10 @@
 
 Convolutions and linear layers whose input is a sign are binary. A sign is Sign, BipolarQuant (>= 0 is +1), or
 a comparison with a constant that becomes two opposite numbers, by Where or by arithmetic. Weights may be
-computed from constants: what depends on nothing else is evaluated first. ONNX's Sign(0) is 0: see graph.py.
+computed from constants: what depends on nothing else is evaluated first. x / c is taken as x times
+float32(1 / c). Logits are the input of a final softmax.
 
-x / c is taken as x times float32(1 / c). Logits are the input of a final softmax.
+The original takes sign(0) = 0 where it is Sign: see common/zeros.py.
 """
 
 from __future__ import annotations
@@ -15,20 +16,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConvertError, XnorError
-from ..model import Array, Model, Shape, Sign
-from . import onnx_constants, onnx_file, onnx_reference
-from .checkpoint import Checkpoint, summary
-from .graph import Lowering, Node, Refused, Sides
-from .input_options import MEAN_HELP, STD_HELP, input_rule
-from .operations import OPERATIONS, Pair
-from .original import Original
+from ..model import Array, Model, Shape
+from .common import onnx_constants, onnx_file
+from .common.checkpoint import Checkpoint, Tensors
+from .common.datasets import MEAN, SIZE, STD, usual_rule, whole_size
+from .common.graph import Lowering, Node, Refused, Sides
+from .common.graph_original import Step, Values, graph_original
+from .common.operations import MIRRORED, OPERATIONS, Pair
+from .common.original import Original
 
-TITLE = "ONNX graph (.onnx)"
-OPTIONS = {
-    "size": "height and width of the input, where the file leaves them open",
-    "mean": MEAN_HELP,
-    "std": STD_HELP,
-}
+TITLE = "ONNX .onnx"
+OPTIONS = (SIZE, MEAN, STD)
 
 #: What may follow the version in a ModelProto, as protobuf tags: producer, domain, description, graph, opset.
 FIELDS = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
@@ -50,44 +48,23 @@ def read(source: Checkpoint, *, size: int | None = None, mean: Any = None, std: 
     sign that are not binary.
     """
     graph = onnx_file.read(source.path)
-    if graph.unread:
-        source.notes["unused"] = f"{len(graph.unread)} initializers: {summary(graph.unread)}"
-        if not source.accept_unused:
-            raise ConvertError("only initializers that the graph reads", f"more: {source.notes['unused']}")
     source.sizes.update({name: array.nbytes for name, array in graph.constants.items()})
+    Tensors({name: graph.constants[name] for name in graph.unread}, source).finish()
     shape = input_shape(graph, size)
-    rule = input_rule(shape, mean, std)
+    rule = usual_rule(shape, mean, std)
     builder = Builder(graph, shape, BUDGET + GROWTH * source.path.stat().st_size)
     for node in graph.nodes:
         builder.visit(node)
-    info = {"source": source.path.name, "format": TITLE}
-    return builder.lowering.finish(builder.output(graph.output), source.name, rule, info)
-
-
-def original(source: Checkpoint, **options: Any) -> Original:
-    """The graph as onnx's reference evaluator computes it. `read` tells only which signs count."""
-    model = read(source, **options)
-    signs = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
-    return onnx_reference.original(source.path, signs)
+    return builder.lowering.finish(builder.output(graph.output), source.name, rule)
 
 
 def input_shape(graph: onnx_file.Graph, size: int | None) -> Shape:
     """(H, W, C) of the input, a batch of one NCHW image. Raises ConvertError where it is none, or open."""
-    if size is not None and (type(size) is not int or size < 1):
-        raise ConvertError("a size of at least 1 pixel", repr(size))
     if len(graph.dims) != 4 or graph.dims[0] not in (0, 1):
-        raise ConvertError(
-            "an input of shape (1, C, H, W)", f"{graph.dims}", "Export with a batch of 1, or an open one."
-        )
+        remedy = "Export with a batch of 1, or an open one."
+        raise ConvertError("an input of shape (1, C, H, W)", f"{graph.dims}", remedy)
     _, channels, height, width = graph.dims
-    if size and {height, width} - {0, size}:
-        raise ConvertError(f"an input of {height}x{width}, as the file has it", f"size {size}")
-    height, width = height or size or 0, width or size or 0
-    if not (height and width):
-        raise ConvertError(
-            "a size of the input", "none in the file", "Give height and width as the option size."
-        )
-    return height, width, channels
+    return (*whole_size(height, width, size), channels)
 
 
 class Builder:
@@ -250,10 +227,6 @@ def _sign(b: Builder, node: onnx_file.Node) -> None:
 
 def _bipolar_quant(b: Builder, node: onnx_file.Node) -> None:
     b.add(node, "sign", *b.computed(node), three_valued=False, scale=b.constant(node, 1))
-
-
-#: What each comparison is with its operands exchanged.
-MIRRORED = {">=": "<=", ">": "<", "<=": ">=", "<": ">"}
 
 
 def _comparison(relation: str) -> Callable[[Builder, onnx_file.Node], None]:
@@ -525,3 +498,70 @@ OPERATORS: dict[str, Callable[[Builder, onnx_file.Node], None]] = {
     "Where": _where,
     onnx_constants.BIPOLAR_QUANT: _bipolar_quant,
 }
+
+
+def original(source: Checkpoint, **options: Any) -> Original:
+    """The graph as onnx's reference evaluator computes it. `read` tells only which signs count."""
+    from onnx import helper, reference
+    from onnx.reference.op_run import OpRun
+
+    class BipolarQuant(OpRun):
+        op_domain = "qonnx.custom_op.general"
+
+        def _run(self, x: Array, scale: Array) -> tuple[Array]:
+            return (np.where(x >= 0, scale, -scale).astype(np.float32),)
+
+    model, graph, proto = read(source, **options), onnx_file.read(source.path), onnx_file.parse(source.path)
+    last = next(node for node in proto.graph.node if graph.output in node.output)
+    logits = last.input[0] if last.op_type in ("LogSoftmax", "Softmax") else graph.output
+    needed = {logits}
+    for node in reversed(proto.graph.node):
+        if needed & set(node.output):
+            needed.update(node.input)
+
+    def step(node: Any) -> Step:
+        names = tuple(filter(None, node.input))
+        inputs = [helper.make_tensor_value_info(name, 1, None) for name in dict.fromkeys(names)]
+        outputs = [helper.make_tensor_value_info(name, 1, None) for name in node.output if name]
+        single = helper.make_graph([node], "node", inputs, outputs)
+        evaluator: Any = reference.ReferenceEvaluator(
+            helper.make_model(single, opset_imports=proto.opset_import), new_ops=[BipolarQuant]
+        )
+
+        def run(values: Values) -> Any:
+            return evaluator.run(None, {name: values[name] for name in names})[0]
+
+        signed = SIGNED.get(node.op_type)
+        return Step(
+            node.output[0],
+            names,
+            run,
+            signed=(lambda values: signed(*(values[name] for name in names[:2]))) if signed else None,
+            moves=node.op_type in MOVING,
+            padding=(lambda values: _top_left(node, values)) if node.op_type == "Pad" else None,
+        )
+
+    steps = [step(node) for node in proto.graph.node if needed & set(node.output)]
+    return graph_original(model, steps, graph.constants, graph.input, logits)
+
+
+#: Operators that compare or move values.
+MOVING = ("Concat", "MaxPool", "Resize", "Upsample")
+
+#: By operator: from its first two operands, what it takes the sign of.
+SIGNED: dict[str, Callable[..., Array]] = {
+    "BipolarQuant": lambda x, *_: x,
+    "Greater": lambda x, y: y - x,
+    "GreaterOrEqual": lambda x, y: x - y,
+    "Less": lambda x, y: x - y,
+    "LessOrEqual": lambda x, y: y - x,
+    "Sign": lambda x: x,
+}
+
+
+def _top_left(node: Any, values: Values) -> tuple[int, int]:
+    """How much a pad puts above and left of an image."""
+    pads = next((each.ints for each in node.attribute if each.name == "pads"), None)
+    axes = values[node.input[3]] % 4 if len(node.input) > 3 and node.input[3] else np.arange(4)
+    first = dict(zip(axes.tolist(), pads or values[node.input[1]].tolist(), strict=False))
+    return first.get(2, 0), first.get(3, 0)

@@ -7,8 +7,7 @@ A binary module is BN -> sign -> conv or linear (alpha, bias; padded with 0 afte
 Its weight is int32[Cout, words], bit i of the row being element i over (Cin, kH, kW), 1 = +1. In a VGG, convN
 is followed by BN bn(N+1) and ReLU N+2; features are numbered through: a number left out is a 2x2 max pool.
 
-In training the sign of 0 is 0, a third value. Only zeros of a ReLU can be taken to exactly 0 by the
-batch-norm before a sign: one that does that is refused.
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations
@@ -22,19 +21,26 @@ import numpy.typing as npt
 
 from ..bits import unpack_signs
 from ..errors import ConvertError
-from ..model import MaxPool, Model, Window
-from . import cifar10, mnist
-from .checkpoint import Checkpoint, Tensors
-from .original import Keep, Original, batch_norm, in_float64, in_torch
-from .torch_modules import Modules, square
+from ..model import INPUT, Model, Window
+from .common.checkpoint import Checkpoint
+from .common.datasets import (
+    CIFAR10_LABELS,
+    CIFAR10_SIZE,
+    IMAGENET_SCALE,
+    MNIST_LABELS,
+    MNIST_SCALE,
+    MNIST_SIZE,
+    square_rule,
+)
+from .common.options import Option
+from .common.original import Keep, Original, batch_norm, in_float64, in_torch
+from .common.torch_layers import Builder, square
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TITLE = "Pytorch-XNOR-Net VGG or LeNet-5 with packed weights (tensors features.convN.alpha or fc1.alpha)"
-OPTIONS: dict[str, str] = {}
-
-BN_EPS = 1e-5
+OPTIONS: tuple[Option, ...] = ()
 
 BINARY_CONV = re.compile(r"features\.conv(\d{1,4})\.alpha")
 
@@ -49,84 +55,74 @@ def _is_lenet(source: Checkpoint) -> bool:
 
 def read(source: Checkpoint) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, and gaps in the numbers."""
-    rule, labels, build = (
-        (mnist.INPUT_RULE, mnist.labels, _lenet)
-        if _is_lenet(source)
-        else (cifar10.INPUT_RULE, cifar10.labels, _vgg)
-    )
-    state = source.state_dict or {}
-    net = _Modules(Tensors(state, source), rule)
-    build(net, sorted(int(found[1]) for found in map(BINARY_CONV.fullmatch, state) if found))
-    net.tensors.finish()
-    info = {"source": source.path.name, "format": TITLE}
-    return Model(source.name, rule, tuple(net.layers), labels(net.shape[2]), info)
+    if _is_lenet(source):
+        net = Net(source, square_rule(MNIST_SIZE, MNIST_SCALE))
+        _lenet(net)
+        return net.finish(MNIST_LABELS)
+    net = Net(source, square_rule(CIFAR10_SIZE, IMAGENET_SCALE))
+    _vgg(net)
+    return net.finish(CIFAR10_LABELS)
 
 
-class _Modules(Modules):
+class Net(Builder):
     """Binary modules, their weights packed."""
 
-    def binary_conv(self, name: str, kernel: int, *, padding: int = 0, bias: bool = True) -> None:
-        self.sign(name, eps=BN_EPS)
-        shape = (self.shape[2], kernel, kernel)
-        signs = self._signs(name, math.prod(shape)).reshape(-1, *shape).transpose(0, 2, 3, 1)
-        alpha = self.tensors.take(f"{name}.alpha", len(signs), 1, 1, 1).reshape(-1)
-        self.binary(name, signs, alpha, square(kernel, padding=padding), bias)
+    def packed_conv(self, name: str, x: str, kernel: int, *, padding: int | None = None, bias: bool) -> str:
+        """BN, sign, conv."""
+        signs = self.sign(f"{name}.sign", self.batch_norm(f"{name}.bn", x))
+        shape = (self.shapes[x][2], kernel, kernel)
+        bits = self._bits(name, math.prod(shape)).reshape(-1, *shape).transpose(0, 2, 3, 1)
+        alpha = self.tensors.take(f"{name}.alpha", len(bits), 1, 1, 1).reshape(-1)
+        return self.binary_conv(name, signs, bits, alpha, square(kernel, padding=padding), bias)
 
-    def binary_linear(self, name: str, *, bias: bool = True) -> None:
-        self.sign(name, eps=BN_EPS, flat=True)
-        signs = self.whole_input(self._signs(name, math.prod(self.shape)))
-        alpha = self.tensors.take(f"{name}.alpha", len(signs), 1).reshape(-1)
-        self.binary(name, signs, alpha, Window(self.shape[:2]), bias)
+    def packed_linear(self, name: str, x: str) -> str:
+        """BN, over channels or all values, sign, linear without a bias."""
+        signs = self.sign(f"{name}.sign", self.batch_norm(f"{name}.bn", x, flat=True))
+        bits = self.whole_input(signs, self._bits(name, math.prod(self.shapes[signs])))
+        alpha = self.tensors.take(f"{name}.alpha", len(bits), 1).reshape(-1)
+        return self.binary_conv(name, signs, bits, alpha, Window(self.shapes[signs][:2]), False)
 
-    def _signs(self, name: str, bits: int) -> npt.NDArray[np.bool_]:
-        """bool[Cout, bits]."""
-        words, width = self.tensors.take_raw(f"{name}.weight"), -(-bits // 32)
+    def _bits(self, name: str, count: int) -> npt.NDArray[np.bool_]:
+        """bool[Cout, count]."""
+        words, width = self.tensors.take_raw(f"{name}.weight"), -(-count // 32)
         if words.dtype != np.int32 or words.shape[1:] != (width,):
             found = f"{words.dtype.name}{list(words.shape)}"
             raise ConvertError(f"int32[any, {width}] as '{name}.weight'", found)
-        return unpack_signs(words.view(np.uint32), bits)
+        return unpack_signs(words.view(np.uint32), count)
 
 
-def _lenet(net: _Modules, _: list[int]) -> None:
-    net.conv("conv1", 5, bias=False)
-    net.batch_norm("bn1", eps=BN_EPS)
-    net.relu("relu1")
-    net.pool("pool1", MaxPool, 2, 2)
-    net.binary_conv("conv2", 5, bias=False)
-    net.batch_norm("bn2", eps=BN_EPS)
-    net.relu("relu2")
-    net.pool("pool2", MaxPool, 2, 2)
-    net.binary_linear("fc1", bias=False)
-    net.batch_norm("bn3", eps=BN_EPS)
-    net.relu("relu3")
-    net.linear("fc2")
+def _lenet(net: Net) -> None:
+    x = net.batch_norm("bn1", net.conv("conv1", INPUT, 5, padding=0, bias=False))
+    x = net.max_pool("pool1", net.relu("relu1", x), 2, 2)
+    x = net.batch_norm("bn2", net.packed_conv("conv2", x, 5, padding=0, bias=False))
+    x = net.max_pool("pool2", net.relu("relu2", x), 2, 2)
+    x = net.batch_norm("bn3", net.packed_linear("fc1", x))
+    net.linear("fc2", net.relu("relu3", x))
 
 
-def _vgg(net: _Modules, numbers: list[int]) -> None:
-    """numbers : of the binary convolutions, ascending."""
-    net.conv("features.conv0", 3, padding=1)
-    net.batch_norm("features.bn0", eps=BN_EPS)
-    net.relu("features.relu0")
+def _vgg(net: Net) -> None:
+    x = net.batch_norm("features.bn0", net.conv("features.conv0", INPUT, 3, bias=True))
+    x = net.relu("features.relu0", x)
     following = 1
-    for number in numbers:
+    for number in sorted(int(found[1]) for found in map(BINARY_CONV.fullmatch, net.state) if found):
         if number == following + 1:
-            net.pool(f"features.pool{following}", MaxPool, 2, 2)
+            x = net.max_pool(f"features.pool{following}", x, 2, 2)
         elif number != following:
             expected = f"features.conv{following}, or conv{following + 1} after a pool"
             raise ConvertError(expected, f"features.conv{number}")
-        net.binary_conv(f"features.conv{number}", 3, padding=1)
-        net.batch_norm(f"features.bn{number + 1}", eps=BN_EPS)
-        net.relu(f"features.relu{number + 2}")
+        x = net.packed_conv(f"features.conv{number}", x, 3, bias=True)
+        x = net.batch_norm(f"features.bn{number + 1}", x)
+        x = net.relu(f"features.relu{number + 2}", x)
         following = number + 3
 
     # No key tells of a pool after the last block, but the classifier's width does.
-    height, width, channels = net.shape
-    *_, inputs = net.tensors.shape("classifier.weight") or (0,)
+    height, width, channels = net.shapes[x]
+    *_, inputs = net.stored_shape("classifier.weight") or (0,)
     if inputs == channels * (height // 2) * (width // 2):
-        net.pool(f"features.pool{following}", MaxPool, 2, 2)
+        x = net.max_pool(f"features.pool{following}", x, 2, 2)
     elif inputs != channels * height * width:
         raise ConvertError(f"{channels * height * width} inputs of classifier.weight", str(inputs))
-    net.linear("classifier")
+    net.linear("classifier", x)
 
 
 def original(source: Checkpoint) -> Original:

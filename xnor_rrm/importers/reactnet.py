@@ -12,9 +12,10 @@ conv 3x3/2 and BN; such blocks; global average pool; linear. A block that double
 conv1x1, each with its BN and with y added, whose channels follow one another. Unless it makes 64 channels its
 conv3x3 has stride 2, and x is first averaged over 2x2.
 
-The original takes sign(0) = 0. It takes signs of sums of floats, which are hardly ever 0: that is +1 here.
 Checkpoints of training's first step hold the same tensors for the ResNets, but mean real weights: nothing in
 them tells, and they are binarized. The MobileNet's name them `weight`, not `weights`, and are refused.
+
+The original takes sign(0) = 0: see common/zeros.py.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConvertError
 from ..model import INPUT, Array, Concat, Model
-from . import bireal, imagenet
-from .checkpoint import Checkpoint
-from .original import Keep, Original, batch_norm, in_float64, in_torch
-from .torch_builder import Builder
+from . import bireal
+from .common.checkpoint import Checkpoint
+from .common.datasets import IMAGENET_SCALE, IMAGENET_SIZE, SIZE, of_known_size, square_rule
+from .common.original import Keep, Original, batch_norm, in_float64, in_torch
+from .common.torch_layers import Builder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TITLE = "ReActNet ResNet or MobileNet (tensors layerN.N.move0.bias or feature.N.move11.bias)"
-OPTIONS = {"size": imagenet.SIZE_HELP}
+OPTIONS = (SIZE,)
 
 MOVE = re.compile(r"layer\d{1,3}\.\d{1,4}\.move0\.bias|feature\.(\d{1,4})\.move11\.bias")
 
@@ -49,12 +51,13 @@ def recognise(source: Checkpoint) -> bool:
 def read(source: Checkpoint, *, size: int | None = None) -> Model:
     """The model. Raises ConvertError for tensors missing, misshapen or left over, or a weight of 0."""
     if not source.has(lambda name: name.startswith("feature.")):
-        return bireal.read_resnet(source, TITLE, resnet_block, size)
-    net = Builder(source, imagenet.input_rule(imagenet.side_of(size)))
+        return bireal.read_resnet(source, resnet_block, size)
+    net = Builder(source, square_rule(size or IMAGENET_SIZE, IMAGENET_SCALE))
     x = net.batch_norm("feature.0.bn1", net.conv("feature.0.conv1", INPUT, 3, stride=2))
     for number in range(1, count_blocks(net.state) + 1):
         x = mobilenet_block(net, f"feature.{number}", x)
-    return bireal.finish_imagenet(net, x, TITLE, size)
+    net.linear("fc", net.mean("avgpool", x))
+    return of_known_size(net.finish(), size)
 
 
 def resnet_block(net: Builder, name: str, x: str, stride: int) -> str:
@@ -71,7 +74,7 @@ def mobilenet_block(net: Builder, name: str, x: str) -> str:
     y = net.sign(f"{name}.sign1", net.shift(f"{name}.move11", x))
     y = net.scaled_binary_conv(f"{name}.binary_3x3", y, 3, stride=2 if halves else 1)
     y = net.batch_norm(f"{name}.bn1", y)
-    y = net.sum(f"{name}.sum1", net.avg_pool(f"{name}.pooling", x, (2, 2)) if halves else x, y)
+    y = net.sum(f"{name}.sum1", net.avg_pool(f"{name}.pooling", x, 2) if halves else x, y)
     y = rprelu(net, name, y, "move12", "prelu1", "move13")
 
     signs = net.sign(f"{name}.sign2", net.shift(f"{name}.move21", y))

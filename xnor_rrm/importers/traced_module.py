@@ -4,8 +4,10 @@
 
 Convolutions and linear layers whose input is a sign are binary: torch.sign, a comparison that becomes two
 opposite numbers, or an autograd Function or straight-through estimator whose forward is one. Their weights
-may be any expression of parameters: what depends on nothing else is evaluated first. torch.sign(0) is 0: see
-graph.py. x / c is taken as x times float32(1 / c). Logits are the input of a final softmax.
+may be any expression of parameters: what depends on nothing else is evaluated first. x / c is taken as x
+times float32(1 / c). Logits are the input of a final softmax.
+
+The original takes sign(0) = 0 where it is torch.sign: see common/zeros.py.
 """
 
 from __future__ import annotations
@@ -17,52 +19,51 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConvertError, XnorError
-from ..model import Array, InputRule, Model, Shape, Sign
-from . import traced_reference
-from .graph import Difference, Lowering, Node, Refused, Sides
-from .input_options import MEAN_HELP, STD_HELP, input_rule
-from .operations import OPERATIONS as GRAPH_OPERATIONS
-from .original import Original
-from .torch_trace import Trace, arguments, execute, first_tensor, layer_name, operator_name, place, trace
+from ..model import Array, InputRule, Model, Shape
+from .common.checkpoint import Checkpoint
+from .common.datasets import MEAN, STD, usual_rule
+from .common.graph import Difference, Lowering, Node, Refused, Sides
+from .common.graph_original import Step, Values, graph_original
+from .common.operations import MIRRORED
+from .common.operations import OPERATIONS as GRAPH_OPERATIONS
+from .common.options import Option
+from .common.original import Original
+from .common.torch_trace import (
+    Trace,
+    arguments,
+    execute,
+    first_tensor,
+    layer_name,
+    operator_name,
+    place,
+    trace,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import fx
 
 TITLE = "torch.nn.Module, from Python"
-OPTIONS = {
-    "input": "the shape (C, H, W) of the input, or an InputRule",
-    "mean": MEAN_HELP,
-    "std": STD_HELP,
-}
+OPTIONS = (Option("input", "Shape (C, H, W) of the input, or an InputRule.", object), MEAN, STD)
 
 
-def recognise(source: object) -> bool:
+def recognise(source: Checkpoint) -> bool:
     torch = sys.modules.get("torch")  # loaded already, if there is a module of it
-    return torch is not None and isinstance(source, torch.nn.Module)
+    return torch is not None and isinstance(source.module, torch.nn.Module)
 
 
-def read(source: torch.nn.Module, *, input: Any = None, mean: Any = None, std: Any = None) -> Model:
+def read(source: Checkpoint, *, input: Any = None, mean: Any = None, std: Any = None) -> Model:
     """The model; its output are the logits before a final softmax.
 
-    input : (C, H, W) or InputRule.
     Raises ConvertError for a module in training mode or one that cannot be traced, for operators that are not
     known, with their lines of source, and for weights under a sign that are not binary.
     """
-    rule, name = _rule(input, mean, std), type(source).__name__
+    rule = _rule(input, mean, std)
     shape = (*rule.crop, rule.channels)
-    builder = Builder(trace(source, shape), shape)
+    builder = Builder(trace(source.module, shape), shape)
     for node in builder.trace.nodes:
         builder.visit(node)
-    info = {"source": name, "format": TITLE}
-    return builder.lowering.finish(layer_name(builder.trace.output), name, rule, info)
-
-
-def original(source: torch.nn.Module, **options: Any) -> Original:
-    """The traced operators as torch computes them. `read` tells only which signs count."""
-    model = read(source, **options)
-    signs = {layer.name: model.shapes[layer.name] for layer in model.layers if isinstance(layer, Sign)}
-    return traced_reference.original(source, model.input_shape, signs)
+    return builder.lowering.finish(layer_name(builder.trace.output), source.name, rule)
 
 
 def _rule(shape: Any, mean: Any, std: Any) -> InputRule:
@@ -71,7 +72,7 @@ def _rule(shape: Any, mean: Any, std: Any) -> InputRule:
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     if len(sizes) != 3 or not all(type(size) is int for size in sizes):
         raise ConvertError("the option input: a shape (C, H, W) or an InputRule", repr(shape))
-    return input_rule((sizes[1], sizes[2], sizes[0]), mean, std)
+    return usual_rule((sizes[1], sizes[2], sizes[0]), mean, std)
 
 
 class Builder:
@@ -182,10 +183,9 @@ def _sign(b: Builder, node: fx.Node, a: Arguments) -> None:
 
 def _comparison(relation: str) -> Callable[[Builder, fx.Node, Arguments], None]:
     def convert(b: Builder, node: fx.Node, a: Arguments) -> None:
-        mirrored = {">=": "<=", ">": "<", "<=": ">=", "<": ">"}
         x, threshold, given = a["self"], a["other"], relation
         if not b.is_computed(x):
-            x, threshold, given = threshold, x, mirrored[relation]
+            x, threshold, given = threshold, x, MIRRORED[relation]
         b.add(node, "compare", x, relation=given, threshold=b.array(node, threshold))
 
     return convert
@@ -420,4 +420,60 @@ OPERATORS: dict[str, Callable[[Builder, fx.Node, Arguments], None]] = {
     "upsample_nearest2d": _upsample,
     "view": _view,
     "where": _where,
+}
+
+
+def original(source: Checkpoint, **options: Any) -> Original:
+    """The traced operators as torch computes them. `read` tells only which signs count."""
+    import torch
+
+    model = read(source, **options)
+    traced = trace(source.module, model.input_shape)
+    logits = traced.output
+    if operator_name(logits) in ("_log_softmax", "_softmax"):
+        logits = logits.all_input_nodes[0]
+    constants = {layer_name(node): value for node, value in traced.constants.items()}
+    steps = map(_step, traced.nodes)
+    return graph_original(
+        model, steps, constants, layer_name(traced.input), layer_name(logits), torch.from_numpy
+    )
+
+
+def _step(node: fx.Node) -> Step:
+    from torch import fx
+
+    def run(values: Values) -> Any:
+        return execute(node, {each: values[layer_name(each)] for each in node.all_input_nodes})
+
+    def operands(values: Values) -> list[Any]:
+        return [values[layer_name(each)] if isinstance(each, fx.Node) else each for each in node.args]
+
+    name, inputs = operator_name(node), tuple(layer_name(each) for each in node.all_input_nodes)
+    signed = SIGNED.get(name)
+    return Step(
+        layer_name(node),
+        inputs,
+        run,
+        signed=(lambda values: signed(*operands(values)[:2])) if signed else None,
+        moves=name in MOVING,
+        padding=(lambda _: _top_left(node)) if name == "constant_pad_nd" else None,
+    )
+
+
+def _top_left(node: fx.Node) -> tuple[int, int]:
+    """How much a pad puts above and left of an image."""
+    left, _, top, _ = [*arguments(node)["pad"], 0, 0][:4]
+    return top, left
+
+
+#: Operators that compare or move values.
+MOVING = ("cat", "getitem", "max_pool2d_with_indices", "upsample_nearest2d")
+
+#: By operator: from its first two operands, what it takes the sign of.
+SIGNED: dict[str, Callable[..., torch.Tensor]] = {
+    "ge": lambda x, y: x - y,
+    "gt": lambda x, y: y - x,
+    "le": lambda x, y: y - x,
+    "lt": lambda x, y: x - y,
+    "sign": lambda x: x,
 }

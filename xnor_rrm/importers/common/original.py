@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ConvertError
-from ..model import Array
+from ...errors import ConvertError
+from ...model import Array
 from .torch_file import INSTALL
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvertError
-from ..model import Array
+from ...errors import ConvertError
+from ...model import Array
 
 MAGIC = b"TFL3"
 MAGIC_AT = 4

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvertError
-from ..model import Array
+from ...errors import ConvertError
+from ...model import Array
 from . import torch_pickle
 
 #: How a file of PyTorch before 1.6 begins: its magic number, pickled with protocol 2.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvertError
-from ..model import Array
+from ...errors import ConvertError
+from ...model import Array
 from .onnx_file import TYPES, Node
 
 #: QONNX's sign, in which 0 is +1.

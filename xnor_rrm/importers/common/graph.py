@@ -4,9 +4,7 @@ A `Node` is one operation of a network on batches of one, NCHW or, once flattene
 means is in operations.py. `Lowering` follows what each value is: floats of a layer, or signs, which are
 `scale * s + offset` with s the +-1 of a Sign layer: `2 * (x >= 0) - 1` is the same as `where(x >= 0, 1, -1)`.
 
-- `x > 0` is +1 where `-x >= 0` is not. A three-valued sign, of which sign(0) = 0, is taken where zeros.py
-  shows that its input is never exactly 0, and refused elsewhere. Straight after floats of which none stands
-  out, such as a batch-norm of a float convolution gives, a 0 is as unlikely as any other, and taken as +1.
+- `x > 0` is +1 where `-x >= 0` is not. Of a three-valued sign sign(0) = 0: see zeros.py.
 - `(a - b) + b` is a, exactly: so straight-through estimators are written.
 - What cannot be lowered is refused only where the output needs it.
 """
@@ -23,16 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConvertError, XnorError
-from ..model import INPUT, Add, Affine, BinaryConv2d, Conv2d, InputRule, Layer, Model, Shape, Sign
-from .zeros import first_zero
+from ...errors import ConvertError, XnorError
+from ...model import INPUT, Add, Affine, BinaryConv2d, Conv2d, InputRule, Layer, Model, Shape, Sign
+from .layers import Layers
+from .zeros import refuse_zeros
 
 #: (top, bottom, left, right).
 Sides = tuple[int, int, int, int]
 NO_PADDING: Sides = (0, 0, 0, 0)
-
-#: Most values of one layer.
-MAX_VALUES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -111,8 +107,7 @@ class Lowering:
         self, source: str, shape: Shape, operations: Mapping[str, Operation], budget: float = math.inf
     ) -> None:
         self.values: dict[str, Value] = {source: Floats(INPUT)}
-        self.layers: dict[str, Layer] = {}
-        self.shapes: dict[str, Shape] = {INPUT: shape}
+        self.layers = Layers(shape)
         self._operations, self._budget = operations, budget
         self._known: dict[Any, Value] = {}
         #: Sign layers of which sign(0) = 0, with their places.
@@ -139,24 +134,19 @@ class Lowering:
         """(1, C, H, W) or (1, C * H * W) of a value. Raises ConvertError where it was refused."""
         return self.shape_of(self._settled(self.values[name], name))
 
-    def finish(self, output: str, name: str, rule: InputRule, info: dict[str, str]) -> Model:
+    def finish(self, output: str, name: str, rule: InputRule) -> Model:
         """The model whose output is that value. Raises ConvertError where it cannot be."""
         value = self._settled(self.values[output], output, last=True)
         if isinstance(value, Signs) or value.layer == INPUT or value.padding != NO_PADDING:
             raise ConvertError("a float layer as the output", f"{output!r}")
-        if value.flat and self.shapes[value.layer][:2] != (1, 1):
+        if value.flat and self.layers.shapes[value.layer][:2] != (1, 1):
             raise ConvertError("classes, or a map, as the output", f"{output!r}, a flattened map")
         needed = self._needed(value.layer)
-        for layer, where in self._three_valued.items():
-            if layer in needed and (channel := first_zero(self.layers, self.shapes, rule, layer)) is not None:
-                raise ConvertError(
-                    "a sign whose input is never exactly 0",
-                    f"{where}, of which channel {channel} can be",
-                    "sign(0) = 0 is no bit: write where(x >= 0, 1, -1).",
-                )
-        layers = fused(layer for layer in self.layers.values() if layer.name in needed)
+        kept = {layer: self.layers[layer] for layer in self.layers if layer in needed}
+        refuse_zeros(kept, self.layers.shapes, rule, self._three_valued, ": write where(x >= 0, 1, -1)")
+        layers = fused(kept.values())
         try:
-            return Model(name, rule, layers, info=info)
+            return Model(name, rule, layers)
         except XnorError as error:
             raise ConvertError(error.expected, error.got, error.remedy) from error
 
@@ -164,12 +154,7 @@ class Lowering:
 
     def append(self, node: Node, layer: Layer, like: Floats | None = None) -> Floats:
         """The value of a new layer, flat where `like` is."""
-        if layer.name in self.shapes:
-            raise ConvertError("a name for each layer", f"{layer.name!r} twice")
-        shape = layer.output_shape(*(self.shapes[name] for name in layer.inputs))
-        if math.prod(shape) > MAX_VALUES:
-            raise ConvertError(f"at most {MAX_VALUES} values of a layer", f"{node.where} of {shape}")
-        self.layers[layer.name], self.shapes[layer.name] = layer, shape
+        self.layers.add(layer)
         return Floats(layer.name, like is not None and like.flat)
 
     def spend(self, size: int, node: Node) -> None:
@@ -180,7 +165,7 @@ class Lowering:
 
     def shape_of(self, value: Floats) -> tuple[int, ...]:
         """(1, C, H, W) or (1, C * H * W), padding included."""
-        height, width, channels = self.shapes[value.layer]
+        height, width, channels = self.layers.shapes[value.layer]
         top, bottom, left, right = value.padding
         height, width = height + top + bottom, width + left + right
         return (1, channels * height * width) if value.flat else (1, channels, height, width)
@@ -197,7 +182,7 @@ class Lowering:
 
     def per_channel(self, node: Node, value: Floats, constant: Any) -> npt.NDArray[np.float32]:
         """float32[C] of a constant that is one number, or one for each channel."""
-        array, channels = np.asarray(constant), self.shapes[value.layer][2]
+        array, channels = np.asarray(constant), self.layers.shapes[value.layer][2]
         sizes = (1,) * (len(self.shape_of(value)) - array.ndim) + array.shape
         if (number := self.number(node, value, array)) is not None:
             array = np.asarray(number)

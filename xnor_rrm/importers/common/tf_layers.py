@@ -11,17 +11,15 @@ tensor is without making a layer, and the layer that reads it takes it up:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from ..bits import pack_signs
-from ..errors import ConvertError
-from ..model import (
-    INPUT,
+from ...bits import pack_signs
+from ...errors import ConvertError
+from ...model import (
     Add,
     Affine,
     Array,
@@ -40,53 +38,25 @@ from ..model import (
     Sign,
     Window,
 )
-from .checkpoint import Chain, summary
+from .checkpoint import batch_norm
+from .datasets import MAX_SIDE, Scale, input_rule
+from .layers import Layers
 
 Pair = tuple[int, int]
 Sides = tuple[int, int, int, int]
 Activation = Literal["relu", "relu6", "relu_n1_to_1"] | None
 NO_PADDING: Sides = (0, 0, 0, 0)
 
-#: Largest height, width, kernel, stride or padding that is believed.
-MAX_SIDE = 8192
-
-#: Inputs of at most this height and width are scaled to -1..1, larger ones normalised as ImageNet is.
+#: Inputs of at most this height and width are scaled to -1..1, larger ones as Larq Zoo does.
 SMALL_SIDE = 64
-SMALL_MEAN = SMALL_STD = (127.5, 127.5, 127.5)
-#: Larq Zoo's evaluation: the shorter side is 32 pixels longer than the crop, bicubic.
-IMAGENET_MEAN = (123.68, 116.78, 103.94)
-IMAGENET_STD = (58.393, 57.12, 57.375)
-IMAGENET_MARGIN = 32
+SMALL_SCALE = Scale((127.5,) * 3, (127.5,) * 3)
+LARQ_ZOO_SCALE = Scale((123.68, 116.78, 103.94), (58.393, 57.12, 57.375))
 
 
-def input_rule(shape: Shape, mean: object = None, std: object = None) -> InputRule:
-    """The rule for an input of this (H, W, C), which no file stores.
-
-    mean, std : in place of the usual ones, in units of 0..255, one number or one a channel.
-    Raises ConvertError.
-    """
-    height, width, channels = shape
-    if channels not in (1, 3) or not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise ConvertError(f"an image of 1 or 3 channels, at most {MAX_SIDE} high and wide", f"{shape}")
-    small = max(height, width) <= SMALL_SIDE
-    return InputRule(
-        crop=(height, width),
-        resize=max(height, width) + (0 if small else IMAGENET_MARGIN),
-        mean=_per_channel("mean", mean, SMALL_MEAN if small else IMAGENET_MEAN, channels),
-        std=_per_channel("std", std, SMALL_STD if small else IMAGENET_STD, channels),
-        interpolation="bicubic",
-        channels=channels,
-    )
-
-
-def _per_channel(name: str, given: object, usual: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    values: object = usual[:channels] if given is None else given
-    if isinstance(values, int | float):
-        values = (values,) * channels
-    numbers = isinstance(values, Sequence) and all(type(value) in (int, float) for value in values)
-    if not (isinstance(values, Sequence) and numbers and len(values) == channels):
-        raise ConvertError(f"{name} as a number, or {channels} of them", repr(given))
-    return tuple(float(value) for value in values)
+def tf_input_rule(shape: Shape, mean: object = None, std: object = None) -> InputRule:
+    """The rule of an input (H, W, C), whose scale no file stores. mean, std : in its place."""
+    scale = SMALL_SCALE if max(shape[:2]) <= SMALL_SIDE else LARQ_ZOO_SCALE
+    return input_rule(shape, scale, mean, std, "bicubic")
 
 
 @dataclass(frozen=True)
@@ -108,21 +78,15 @@ class Network:
     """Layers, added in order of execution, with the shapes of their outputs."""
 
     def __init__(self, input_shape: Shape) -> None:
-        self.layers = Chain()
-        self.shapes: dict[str, Shape] = {INPUT: input_shape}
+        self.layers = Layers(input_shape)
 
-    def finish(self, output: Value) -> tuple[Layer, ...]:
-        """The layers, `output` being the last one's. Raises ConvertError where others are read by none."""
-        last = self._plain(output, "the output")
-        read = {name for layer in self.layers for name in layer.inputs}
-        unread = sorted({layer.name for layer in self.layers} - read - {last})
-        if not self.layers or unread or last != self.layers.last:
-            raise ConvertError("a network with one output, its last layer's", summary(unread) or last)
-        return tuple(self.layers)
+    def model(self, name: str, rule: InputRule, output: Value) -> Model:
+        """Raises ConvertError where `output` is not the last layer's, or others are read by none."""
+        return Model(name, rule, self.layers.finish(self._plain(output, "the output")))
 
     def shape(self, value: Value) -> Shape:
         """(H, W, C), padding included."""
-        height, width, channels = self.shapes[value.layer]
+        height, width, channels = self.layers.shapes[value.layer]
         top, bottom, left, right = value.padding
         return height + top + bottom, width + left + right, channels
 
@@ -246,9 +210,18 @@ class Network:
         return replace(self._add(layer), flat=value.flat)
 
     def batch_norm(
-        self, name: str, value: Value, *, gamma: Array, beta: Array, mean: Array, var: Array, eps: float
+        self,
+        name: str,
+        value: Value,
+        where: str,
+        *,
+        gamma: Array | None,
+        beta: Array | None,
+        mean: Array,
+        var: Array,
+        eps: float,
     ) -> Value:
-        layer = Affine.from_batch_norm(name, "", gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
+        layer = batch_norm(name, "", where, gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
         return self.affine(name, value, layer.scale, layer.shift)
 
     def activation(self, name: str, value: Value, kind: Activation) -> Value:
@@ -277,7 +250,7 @@ class Network:
         return total
 
     def concat(self, name: str, values: Sequence[Value]) -> Value:
-        shapes = {self.shapes[value.layer][:2] for value in values}
+        shapes = {self.layers.shapes[value.layer][:2] for value in values}
         flat = values[0].flat
         if any(value.flat != flat for value in values) or (flat and shapes != {(1, 1)}):
             raise ConvertError(f"images, or vectors, in {name}", "both, or flattened images")
@@ -285,9 +258,7 @@ class Network:
         return replace(self._add(layer), flat=flat)
 
     def _add(self, layer: Layer) -> Value:
-        self.shapes[layer.name] = layer.output_shape(*(self.shapes[name] for name in layer.inputs))
-        self.layers.append(layer)
-        return Value(layer.name)
+        return Value(self.layers.add(layer))
 
     def _plain(self, value: Value, name: str, *, padded: bool = False) -> str:
         """The layer of a value that is a float output as it is."""
@@ -302,20 +273,20 @@ class Network:
     def _sign_layer(self, value: Value) -> str:
         """The Sign layer of a value, named after the layer whose output it takes the sign of."""
         name = f"{value.layer}.sign"
-        if name not in self.shapes:
+        if name not in self.layers:
             self._add(Sign(name, (value.layer,)))
         return name
 
     def _of_channels(self, value: Value, name: str, values: Array) -> str:
         """The layer of a value that has channels, as many as there are values."""
         source = self._plain(value, name)
-        height, width, channels = self.shapes[source]
+        height, width, channels = self.layers.shapes[source]
         if (value.flat and height * width > 1) or len(values) != channels:
             raise ConvertError(f"{channels} channels of {name}", f"{len(values)}")
         return source
 
     def _at_least_zero(self, name: str) -> bool:
-        layer = next((layer for layer in self.layers if layer.name == name), None)
+        layer = self.layers.get(name)
         return isinstance(layer, Relu) or (isinstance(layer, Clip) and layer.low >= 0)
 
     def _window(
@@ -342,18 +313,3 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> Pair:
     outputs = -(-size // stride)
     total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
-
-
-def finish_model(
-    name: str,
-    source: str,
-    title: str,
-    network: Network,
-    output: Value,
-    rule: InputRule,
-    labels: tuple[str, ...] = (),
-) -> Model:
-    layers = network.finish(output)
-    classes = math.prod(network.shapes[layers[-1].name])
-    known = labels if len(labels) == classes else ()
-    return Model(name, rule, layers, known, {"source": source, "format": title})

@@ -2,22 +2,26 @@
 
 Of each layer and channel the values are followed that it takes again and again: those of the input (256), of
 a binary convolution (one for each integer that its dot product can be, computed as the engine does), a clip's
-limits, 0 behind a ReLU. The others are `spread`: floats of which none stands out, as a float convolution
-gives. Sums of many such values, in averages and additions, are spread too, but 0 where values and their
-opposites are added that are there by design, and not for a few by accident.
+limits, 0 behind a ReLU. A network that can take the sign of such a 0 is refused.
+
+The others are `spread`: floats of which none stands out, as a float convolution gives, and shortcuts round
+binary ones. Of them a 0 is as unlikely as any other value (of a trained Bi-Real-Net ResNet-20, once in some
+hundred million signs): it is taken as +1. Sums of many followed values, in averages and additions, are spread
+too, but 0 where values and their opposites are added that are there by design, and not for a few by accident.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-from ..model import (
+from ...errors import ConvertError
+from ...model import (
     INPUT,
     Add,
     Affine,
@@ -32,6 +36,7 @@ from ..model import (
     PRelu,
     Relu,
     Shape,
+    Sign,
     Window,
 )
 
@@ -55,35 +60,42 @@ class Values:
         return np.asarray((self.values == 0).any(axis=0))
 
 
-def first_zero(
-    layers: Mapping[str, Layer], shapes: Mapping[str, Shape], rule: InputRule, sign: str
-) -> int | None:
-    """The first channel that can be exactly 0 where the Sign layer of that name reads it, or None.
+def refuse_zeros(
+    layers: Mapping[str, Layer],
+    shapes: Mapping[str, Shape],
+    rule: InputRule,
+    three_valued: Mapping[str, str],
+    remedy: str = "",
+) -> None:
+    """Raises ConvertError where a Sign layer can read exactly 0 and the original has no sign of that.
 
-    layers : in order of execution.
+    layers : in order of execution.  three_valued : such Sign layers, and what messages call them.
     """
-    target = layers[sign].inputs[0]
-    needed, ahead = set(), [target]
-    while ahead:
-        if (name := ahead.pop()) != INPUT and name not in needed:
-            needed.add(name)
-            # What a binary convolution gives is known without its input.
-            ahead += () if isinstance(layers[name], BinaryConv2d) else layers[name].inputs
+    for name, zero in zero_channels(layers, shapes, rule) if three_valued else ():
+        if name in three_valued and zero.any():
+            found = f"{three_valued[name]}, of which channel {zero.argmax()} can be"
+            raise ConvertError(
+                "a sign whose input is never exactly 0", found, f"sign(0) = 0 is no bit{remedy}."
+            )
+
+
+def zero_channels(
+    layers: Mapping[str, Layer], shapes: Mapping[str, Shape], rule: InputRule
+) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """The name of each Sign layer, and bool[C]: which channels it can read exactly 0 of."""
     known = {INPUT: Values(rule.table(), np.zeros(rule.channels, np.bool_))}
-    readers = Counter([target, *(name for layer in needed for name in layers[layer].inputs)])
+    readers = Counter(name for layer in layers.values() for name in layer.inputs)
     for name, layer in layers.items():
-        if name not in needed:
-            continue
-        if isinstance(layer, BinaryConv2d):
+        if isinstance(layer, Sign):
+            yield name, known[layer.inputs[0]].zero
+        elif isinstance(layer, BinaryConv2d):
             known[name] = _binary_conv(layer, shapes[layer.inputs[0]], shapes[name])
-            continue
-        known[name] = _after(layer, [known[source] for source in layer.inputs])
+        else:
+            known[name] = _after(layer, [known[source] for source in layer.inputs])
         for source in layer.inputs:
             readers[source] -= 1
             if not readers[source]:
-                del known[source]  # a large layer's values are megabytes
-    zero = known[target].zero
-    return int(zero.argmax()) if zero.any() else None
+                known.pop(source, None)  # a large layer's values are megabytes
 
 
 def _binary_conv(layer: BinaryConv2d, inputs: Shape, outputs: Shape) -> Values:
@@ -116,9 +128,10 @@ def _after(layer: Layer, inputs: list[Values]) -> Values:
     """What a layer makes of values; layers that only choose among them or move them keep them."""
     x = inputs[0]
     match layer:
-        case Conv2d(weight=weight, bias=bias):
+        case Conv2d(weight=weight, bias=bias, groups=groups):
             dead = np.logical_not(weight.any(axis=(1, 2, 3)))
-            constant = dead | x.zero.all()  # a window of zeros gives the bias
+            zeros = x.zero.reshape(groups, -1).all(axis=1)
+            constant = dead | zeros.repeat(len(bias) // groups)  # a window of zeros gives the bias
             return Values(np.where(constant, bias, np.float32(np.nan))[None], np.logical_not(dead))
         case Affine(scale=scale, shift=shift):
             constants = np.where(x.spread & (scale == 0), shift, np.float32(np.nan))

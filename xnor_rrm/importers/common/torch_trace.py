@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConvertError
-from ..model import Shape
+from ...errors import ConvertError
+from ...model import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvertError
-from ..model import Array, Window
+from ...errors import ConvertError
+from ...model import Array, Window
 from .checkpoint import summary
 
 LIST_MAGIC = struct.pack("<QQ", 0x112, 0)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConvertError
-from ..model import Array
+from ...errors import ConvertError
+from ...model import Array
 
 if TYPE_CHECKING:
     import onnx

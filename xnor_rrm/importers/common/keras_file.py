@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConvertError
-from ..model import Array
+from ...errors import ConvertError
+from ...model import Array
 from .checkpoint import summary
 from .torch_file import ZIP_MAGIC
 

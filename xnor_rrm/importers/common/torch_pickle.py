@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..errors import ConvertError
+from ...errors import ConvertError
 
 MAX_OPERATORS = 1 << 20
 MAX_DIMENSIONS = 8

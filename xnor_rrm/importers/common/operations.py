@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..bits import pack_signs
-from ..errors import ConvertError
-from ..model import (
-    Affine,
+from ...bits import pack_signs
+from ...errors import ConvertError
+from ...model import (
     Array,
     AvgPool,
     BinaryConv2d,
@@ -31,15 +30,17 @@ from ..model import (
     Upsample,
     Window,
 )
+from .checkpoint import batch_norm
+from .datasets import MAX_SIDE
 from .graph import NO_PADDING, Floats, Lowering, Node, Operation, Sides, Signs, floats, unpadded
 
 Pair = tuple[int, int]
 
-#: Largest side of a window or its padding.
-MAX_SIDE = 8192
-
 #: How far weights are off that are written `w.detach() - c.detach() + c`, |c| <= 1, and in shares of alpha.
 WEIGHT_ROUNDING, WEIGHT_TOLERANCE = 2.0**-22, 0.01
+
+#: What each comparison is with its operands exchanged.
+MIRRORED = {">=": "<=", ">": "<", "<=": ">=", "<": ">"}
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -134,18 +135,13 @@ def _batch_norm(
     source = unpadded(node, floats(node, x))
     if not math.isfinite(eps):
         raise ConvertError(f"a finite epsilon in {node.where}", f"{eps}")
-    one, zero = np.ones_like(mean), np.zeros_like(mean)
-    gamma, beta = one if gamma is None else gamma, zero if beta is None else beta
+    channels, given = lowering.shape_of(source)[1], {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
     lowering.spend(8 * mean.size, node)
-    for name, array in (("gamma", gamma), ("beta", beta), ("mean", mean), ("var", var)):
-        if array.dtype != np.float32 or array.shape != (lowering.shape_of(source)[1],):
-            channels = lowering.shape_of(source)[1]
+    for name, array in given.items():
+        if array is not None and (array.dtype != np.float32 or array.shape != (channels,)):
             found = f"{array.dtype.name}{list(array.shape)}"
             raise ConvertError(f"float32[{channels}] as {name} of {node.where}", found)
-    if not (var + np.float64(eps) > 0).all():
-        raise ConvertError(f"variances of at least 0 in {node.where}", f"{var.min()}")
-    arrays = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
-    layer = Affine.from_batch_norm(node.name, source.layer, **arrays, eps=eps)
+    layer = batch_norm(node.name, source.layer, node.where, **given, eps=eps)
     return lowering.append(node, layer, source)
 
 
@@ -233,7 +229,7 @@ def _linear(lowering: Lowering, node: Node, x: Floats, *, weight: Array, bias: A
 
     weight : float32[outputs, inputs].  bias : float32[outputs] or None.
     """
-    height, width, channels = lowering.shapes[unpadded(node, x).layer]
+    height, width, channels = lowering.layers.shapes[unpadded(node, x).layer]
     if not x.flat or weight.ndim != 2 or weight.shape[1] != height * width * channels:
         raise ConvertError(
             f"float32[any, {height * width * channels}] on flattened values in {node.where}",
@@ -281,7 +277,7 @@ def _max_pool(
     if isinstance(x, Signs) and x.scale < 0:
         raise ConvertError("a pool of signs that rise with their value", node.where)
     geometry = window(node, kernel, stride, padding, dilation)
-    geometry = _reaching(geometry, lowering.shapes[x.layer]) if ceil else geometry
+    geometry = _reaching(geometry, lowering.layers.shapes[x.layer]) if ceil else geometry
     return lowering.before_sign(node, [x], MaxPool(node.name, (x.layer,), geometry))
 
 
@@ -303,7 +299,7 @@ def _average_pool(
             raise ConvertError("a convolution after a Pad", node.where)
         padding, count_padding = _both(padding, source.padding), True
     geometry = window(node, kernel, stride, padding, (1, 1))
-    reaching = _reaching(geometry, lowering.shapes[source.layer]) if ceil else geometry
+    reaching = _reaching(geometry, lowering.layers.shapes[source.layer]) if ceil else geometry
     if reaching != geometry and count_padding:
         raise ConvertError(
             "an average pool whose windows end within the padding", f"{node.where} (ceil mode)"
@@ -327,7 +323,7 @@ def _reaching(window: Window, shape: Shape) -> Window:
 def _mean(lowering: Lowering, node: Node, x: Floats, *, size: Pair = (1, 1), flat: bool = False) -> Floats:
     """The image in `size` equal parts, the mean of each; flattened if `flat`."""
     source = unpadded(node, image(node, floats(node, x)))
-    height, width, _ = lowering.shapes[source.layer]
+    height, width, _ = lowering.layers.shapes[source.layer]
     if min(size) < 1 or height % size[0] or width % size[1]:
         raise ConvertError(f"a size that divides {height}x{width} in {node.where}", f"{size}")
     kernel = height // size[0], width // size[1]
@@ -339,7 +335,7 @@ def _mean(lowering: Lowering, node: Node, x: Floats, *, size: Pair = (1, 1), fla
 
 def _largest(lowering: Lowering, node: Node, x: Floats) -> Floats:
     """The largest value of the whole image."""
-    size = lowering.shapes[image(node, x).layer][:2]
+    size = lowering.layers.shapes[image(node, x).layer][:2]
     return _max_pool(lowering, node, x, kernel=size, stride=(1, 1), padding=NO_PADDING)
 
 
@@ -350,7 +346,7 @@ def _concat(lowering: Lowering, node: Node, *values: Floats) -> Floats:
         raise ConvertError("values of one kind, all floats or the same signs", node.where)
     if len(values) == 1:
         return values[0]
-    if values[0].flat and any(math.prod(lowering.shapes[value.layer][:2]) > 1 for value in values):
+    if values[0].flat and any(math.prod(lowering.layers.shapes[value.layer][:2]) > 1 for value in values):
         raise ConvertError(f"NCHW values in {node.where}", "flattened ones")
     layer = Concat(node.name, tuple(value.layer for value in values))
     return lowering.before_sign(node, values, layer)
@@ -363,7 +359,7 @@ def _flatten(lowering: Lowering, node: Node, x: Floats) -> Floats:
 
 def _reshape(lowering: Lowering, node: Node, x: Floats, *, shape: Sequence[int]) -> Floats:
     """To two dimensions (ones may follow), or to the NCHW shape that it had; one size may be -1."""
-    height, width, channels = lowering.shapes[unpadded(node, x).layer]
+    height, width, channels = lowering.layers.shapes[unpadded(node, x).layer]
     sizes, total = tuple(int(size) for size in shape), height * width * channels
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and total % known == 0:
