@@ -18,6 +18,7 @@ import os
 import pickletools
 import re
 import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -768,6 +769,7 @@ def fuzz(name: str, inputs: range, seed: int, keep: Path | None = None) -> Repor
             left = {path.name for path in (folder / "input").iterdir()} ^ {path.name for path in paths}
             if left:
                 outcome, detail = "acts", f"left {left}"
+                shutil.rmtree(folder / "input")
             report.outcomes[outcome] += 1
             report.messages.add(detail if outcome.endswith("Error") else "")
             if outcome in ("traceback", "memory", "time", "crash", "acts"):

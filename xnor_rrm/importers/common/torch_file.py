@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, Array]:
         left -= array.nbytes
         if left < 0:
             raise ConvertError(f"tensors of at most {MAX_REREAD} times the file's {size} bytes", "more")
-        arrays[name.removeprefix(prefix)] = np.require(np.ascontiguousarray(array), requirements="A")
+        arrays[name.removeprefix(prefix)] = np.ascontiguousarray(array)
     return arrays
 
 
