@@ -21,7 +21,7 @@ def data_folder() -> Path:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For torch, which is not the faster for more on small networks."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")  # of an optional extra
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

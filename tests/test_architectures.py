@@ -20,11 +20,11 @@ from xnor_rrm.importers import bring_over
 from xnor_rrm.model import BinaryConv2d
 from xnor_rrm.verify import verify
 
-torch = pytest.importorskip("torch")
-import test_importers_graphs as graphs  # noqa: E402  # need torch
-import test_importers_larq as larq  # noqa: E402
-import test_importers_pytorch as training  # noqa: E402
-import torch_networks as networks  # noqa: E402
+torch = pytest.importorskip("torch")  # of an optional extra
+import test_importers_graphs as graphs  # noqa: E402  # needs what is imported above, or is skipped
+import test_importers_larq as larq  # noqa: E402  # needs what is imported above, or is skipped
+import test_importers_pytorch as training  # noqa: E402  # needs what is imported above, or is skipped
+import torch_networks as networks  # noqa: E402  # needs what is imported above, or is skipped
 
 Array = npt.NDArray[Any]
 

@@ -258,7 +258,7 @@ def test_threshold_tells_what_it_costs(model, model_file, noisy, tmp_path, comma
 
 
 def test_convert_then_inspect(data_folder, tmp_path):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch")  # of an optional extra
     source = data_folder / "models" / "vgg13_xnor_cifar10" / "Bin_VGG13.best8520.pth"
     output = tmp_path / "vgg.xnor"
     assert facts(invoke("convert", source, "-o", output).stdout)["written"] == str(output)

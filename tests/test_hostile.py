@@ -27,8 +27,8 @@ from xnor_rrm import convert, load
 from xnor_rrm.errors import ConvertError, ModelFileError, XnorError
 from xnor_rrm.importers.common import torch_file
 
-torch = pytest.importorskip("torch")
-h5py = pytest.importorskip("h5py")
+torch = pytest.importorskip("torch")  # of an optional extra
+h5py = pytest.importorskip("h5py")  # of an optional extra
 
 
 @contextmanager

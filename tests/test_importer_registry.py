@@ -15,14 +15,14 @@ from xnor_rrm.errors import ConvertError
 from xnor_rrm.importers import IMPORTERS, OPTIONS, bring_over
 from xnor_rrm.importers.common.checkpoint import Checkpoint
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch")  # of an optional extra
 for package in ("onnx", "h5py", "flatbuffers"):
-    pytest.importorskip(package)
-import test_importers as general  # noqa: E402  # need what is imported above
-import test_importers_graphs as graphs  # noqa: E402
-import test_importers_larq as larq  # noqa: E402
-import test_importers_pytorch as pytorch  # noqa: E402
-import torch_networks as networks  # noqa: E402
+    pytest.importorskip(package)  # of an optional extra
+import test_importers as general  # noqa: E402  # needs what is imported above, or is skipped
+import test_importers_graphs as graphs  # noqa: E402  # needs what is imported above, or is skipped
+import test_importers_larq as larq  # noqa: E402  # needs what is imported above, or is skipped
+import test_importers_pytorch as pytorch  # noqa: E402  # needs what is imported above, or is skipped
+import torch_networks as networks  # noqa: E402  # needs what is imported above, or is skipped
 
 
 def state_of(make: Callable[[], Any]) -> Callable[[Path], Path]:

@@ -27,7 +27,7 @@ from xnor_rrm.importers.common.checkpoint import Checkpoint, Tensors
 from xnor_rrm.model import INPUT, AvgPool, BinaryConv2d, Sign, Window
 from xnor_rrm.torch_reference import FloatTwin
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch")  # of an optional extra
 F = torch.nn.functional
 
 Array = npt.NDArray[Any]
@@ -60,7 +60,7 @@ def test_unpack_takes_words_of_any_width(dtype: type) -> None:
 
 def test_packing_refuses_what_are_no_signs() -> None:
     with pytest.raises(ShapeError, match=r"expected bool\[\.\.\., C\], got float64\[3\]"):
-        pack_signs(np.zeros(3))  # type: ignore[arg-type]  # the wrong type is the test
+        pack_signs(np.zeros(3))
     with pytest.raises(ShapeError, match="65 bits a row"):
         unpack_signs(np.zeros((2, 1), np.uint64), 65)
 

@@ -39,10 +39,10 @@ from xnor_rrm.model import (
 from xnor_rrm.torch_reference import FloatTwin
 from xnor_rrm.verify import VerifyReport, verify
 
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
-evaluators = pytest.importorskip("onnx.reference")
-op_run = pytest.importorskip("onnx.reference.op_run")
+torch = pytest.importorskip("torch")  # of an optional extra
+onnx = pytest.importorskip("onnx")  # of an optional extra
+evaluators = pytest.importorskip("onnx.reference")  # of an optional extra
+op_run = pytest.importorskip("onnx.reference.op_run")  # of an optional extra
 F, nn = torch.nn.functional, torch.nn
 
 Array = npt.NDArray[Any]
@@ -102,7 +102,7 @@ def assert_passes(model: Model, original: Original) -> VerifyReport:
 # Modules of torch
 
 
-class SignFunction(torch.autograd.Function):  # type: ignore[misc, name-defined]  # found at run time
+class SignFunction(torch.autograd.Function):
     """The sign, with the gradient of a clip."""
 
     @staticmethod
@@ -122,7 +122,7 @@ class AtLeastZero(SignFunction):
         return torch.where(x >= 0, torch.ones_like(x), -torch.ones_like(x))
 
 
-class BinaryConv(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class BinaryConv(nn.Module):
     """Weights alpha * sign(w), alpha the mean magnitude of a filter; `estimator`: the gradient of a clip."""
 
     def __init__(self, cin: int, cout: int, kernel: int = 3, estimator: bool = False, **options: Any) -> None:
@@ -139,7 +139,7 @@ class BinaryConv(nn.Module):  # type: ignore[misc, name-defined]  # found at run
         return F.conv2d(x, weight, **self.options)
 
 
-class Plain(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class Plain(nn.Module):
     """XNOR-Net's order: batch-norm, sign, convolution, ReLU, pool."""
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class Plain(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
         return self.head(x.view(x.size(0), -1))
 
 
-class BiReal(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class BiReal(nn.Module):
     """Its activation: the sign's value, the gradient of a polynomial. Shortcuts around each convolution."""
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class BiReal(nn.Module):  # type: ignore[misc, name-defined]  # found at run tim
         return F.log_softmax(self.head(torch.flatten(self.pool(x), 1)), dim=1)
 
 
-class Varied(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class Varied(nn.Module):
     """Grey input, padding with +1, concatenation, upsampling, signs by arithmetic, binary linear layers."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class Varied(nn.Module):  # type: ignore[misc, name-defined]  # found at run tim
         return -x * self.fc2.weight.std() + 1
 
 
-class Block(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class Block(nn.Module):
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.norm1 = BinaryConv(cin, cout, stride=stride, estimator=True), nn.BatchNorm2d(cout)
@@ -229,7 +229,7 @@ class Block(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
         return x
 
 
-class ResNet18(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class ResNet18(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -347,7 +347,7 @@ class Net:
         return folder / "net.onnx"
 
 
-class BipolarQuant(op_run.OpRun):  # type: ignore[misc, name-defined]  # found at run time
+class BipolarQuant(op_run.OpRun):
     op_domain = QONNX
 
     def _run(self, x: Array, scale: Array) -> tuple[Array]:
@@ -1012,7 +1012,7 @@ def test_module_computes_what_torch_does(kind: Any, shape: tuple[int, int, int],
     assert conversion.model.name == kind.__name__
 
 
-class Unsoftened(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class Unsoftened(nn.Module):
     """What a network gives to its final log_softmax."""
 
     def __init__(self, network: Any) -> None:
@@ -1065,7 +1065,7 @@ def sequence(*modules: Any) -> Any:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), *modules).eval()
 
 
-class Function(nn.Module):  # type: ignore[misc, name-defined]  # found at run time
+class Function(nn.Module):
     def __init__(self, function: Callable[[Any], Any]) -> None:
         super().__init__()
         self.function = function
@@ -1132,7 +1132,7 @@ def test_module_options_are_checked(options: dict[str, Any], message: str) -> No
 
 def test_what_is_neither_a_path_nor_a_module_is_told_so() -> None:
     with pytest.raises(ConvertError, match=r"one of: .*torch\.nn\.Module.*got dict"):
-        convert({})  # type: ignore[arg-type]  # the wrong type is the test
+        convert({})
 
 
 def test_parameters_are_read_as_they_are_and_the_module_is_left_alone() -> None:

@@ -25,10 +25,10 @@ from xnor_rrm.importers import IMPORTERS, bring_over, larq, lce
 from xnor_rrm.importers.common.checkpoint import Checkpoint
 from xnor_rrm.model import BinaryConv2d, Sign
 
-pytest.importorskip("torch")
-flatbuffers = pytest.importorskip("flatbuffers")
-flexbuffers = pytest.importorskip("flatbuffers.flexbuffers")
-h5py = pytest.importorskip("h5py")
+pytest.importorskip("torch")  # of an optional extra
+flatbuffers = pytest.importorskip("flatbuffers")  # of an optional extra
+flexbuffers = pytest.importorskip("flatbuffers.flexbuffers")  # of an optional extra
+h5py = pytest.importorskip("h5py")  # of an optional extra
 
 Array = npt.NDArray[Any]
 Pair = tuple[int, int]

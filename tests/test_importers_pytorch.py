@@ -22,7 +22,7 @@ from xnor_rrm.importers.common.checkpoint import Checkpoint
 from xnor_rrm.importers.common.zeros import zero_channels
 from xnor_rrm.model import INPUT, Affine, BinaryConv2d, Clip, Conv2d, InputRule, MaxPool, Model, Sign, Window
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch")  # of an optional extra
 nn, F = torch.nn, torch.nn.functional
 
 Array = npt.NDArray[Any]
@@ -30,7 +30,7 @@ State = dict[str, Any]
 Pair = tuple[int, int]
 
 
-class Net(nn.Module):  # type: ignore[misc]  # torch is imported as Any
+class Net(nn.Module):
     """A network that keeps what it takes signs of, by the name that the model's layer has."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ def convolution(layer: Conv2d | BinaryConv2d, x: Array) -> Array:
 # Bi-Real-Net and ReActNet's ResNets
 
 
-class LatentConv(nn.Module):  # type: ignore[misc]
+class LatentConv(nn.Module):
     """HardBinaryConv: weights flat or not, under one name or the other."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, form: str = "flat") -> None:
@@ -147,7 +147,7 @@ class LatentConv(nn.Module):  # type: ignore[misc]
         return F.conv2d(x, alpha * w.sign(), self.bias, self.stride, self.shape[2] // 2)
 
 
-class Move(nn.Module):  # type: ignore[misc]
+class Move(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -156,7 +156,7 @@ class Move(nn.Module):  # type: ignore[misc]
         return x + self.bias.expand_as(x)
 
 
-class ResBlock(nn.Module):  # type: ignore[misc]
+class ResBlock(nn.Module):
     def __init__(self, cin: int, cout: int, stride: int, form: str, react: bool, padded: bool) -> None:
         super().__init__()
         self.binary_conv = LatentConv(cin, cout, 3, stride, form)
@@ -256,7 +256,7 @@ def test_resnet18_of_full_size(tmp_path: Path, react: bool) -> None:
 # ReActNet's MobileNet
 
 
-class PointwiseBlock(nn.Module):  # type: ignore[misc]
+class PointwiseBlock(nn.Module):
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
         self.stride, self.doubles = stride, cin != cout
@@ -321,12 +321,12 @@ def test_reactnet_mobilenet(tmp_path: Path) -> None:
 # BinaryNet.pytorch
 
 
-class BinarizeConv2d(nn.Conv2d):  # type: ignore[misc]
+class BinarizeConv2d(nn.Conv2d):
     def forward(self, x: Any) -> Any:
         return self._conv_forward(x, self.weight.sign(), self.bias)
 
 
-class BinarizeLinear(nn.Linear):  # type: ignore[misc]
+class BinarizeLinear(nn.Linear):
     def forward(self, x: Any) -> Any:
         return F.linear(x, self.weight.sign(), self.bias)
 
@@ -407,7 +407,7 @@ def test_binarynet_alexnet(tmp_path: Path) -> None:
     assert [layer.window.kernel for layer in model.layers if type(layer) is MaxPool] == [(3, 3)] * 3
 
 
-class BinaryBlock(nn.Module):  # type: ignore[misc]
+class BinaryBlock(nn.Module):
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
         self.conv1 = BinarizeConv2d(cin, cout, 3, stride, 1, bias=False)

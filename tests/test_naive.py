@@ -201,7 +201,7 @@ def test_random_frames_change_as_they_say(motion, least, most):
 @pytest.mark.parametrize("dilation", [(1, 1), (1, 2)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_agrees_with_torch_on_integers(stride, dilation, groups):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")  # of an optional extra
     rng = np.random.default_rng(1)
     x, w = rng.integers(-4, 5, (7, 8, 6)), rng.integers(-4, 5, (4, 3, 2, 6 // groups))
     expected = torch.nn.functional.conv2d(

@@ -130,7 +130,7 @@ class Page(html.parser.HTMLParser):
 @pytest.mark.parametrize("name", ["flat", "<script>alert(1)</script>", r"$\frac{$ & \N{x} 猫" + "x" * 300])
 def test_pictures_and_pages(name, folder, tmp_path, monkeypatch):
     """Whatever a network is called: a picture of the right width, a page that needs nothing else."""
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib")  # of an optional extra
     monkeypatch.setattr(cli.api, "default_model", lambda: flat_model(name))
     for suffix in (".png", ".html"):
         text = invoke("profile", "default", folder, "--plot", tmp_path / f"plot{suffix}").stdout

@@ -494,7 +494,7 @@ def test_flip_rate_is_weighted_by_macs():
 @pytest.fixture
 def one_torch_thread() -> Iterator[None]:
     """Threads that wait for each other take 20 times as long where another process has a core."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")  # of an optional extra
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -26,7 +26,7 @@ from xnor_rrm.report import conversion_rows
 from xnor_rrm.stream import Stream
 from xnor_rrm.verify import MAX_FRAMES, MAX_TOLD, verify
 
-pytest.importorskip("torch")
+pytest.importorskip("torch")  # of an optional extra
 
 Array = npt.NDArray[Any]
 

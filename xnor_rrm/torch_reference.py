@@ -118,7 +118,7 @@ def _steps(model: Model) -> tuple[_Step, ...]:
 def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
     """What computes a layer, and the Affine and Relu folded into it, from inputs of `shape`."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     match layer:
         case Conv2d(weight=weight, bias=bias):
@@ -157,7 +157,7 @@ def _convolution(
 ) -> Operation:
     """weight : float32[Cout, kH, kW, Cin / groups], before the tail is folded in."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     for layer in tail:
         if isinstance(layer, Affine):
@@ -193,7 +193,7 @@ def _convolution(
 def _max_pool(window: Window, shape: Shape) -> Operation:
     """torch's own, or the maximum of shifted views, columns first: on ResNet's stem a tenth of the time."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     padding, pad = _padding(window, -np.inf, native=_pool_pads(window))
     _, pad_all = _padding(window, -np.inf, native=False)
@@ -207,7 +207,9 @@ def _max_pool(window: Window, shape: Shape) -> Operation:
         rows = [across[:, :, k : k + (ho - 1) * sh + 1 : sh] for k in range(kh)]
         return functools.reduce(torch.maximum, rows)
 
-    native: Operation = lambda x: F.max_pool2d(pad(x), window.kernel, window.stride, padding)  # noqa: E731
+    def native(x: Tensor) -> Tensor:
+        return F.max_pool2d(pad(x), window.kernel, window.stride, padding)
+
     return _fastest((native, of_views) if window.dilation == (1, 1) else (native,), shape)
 
 
@@ -228,7 +230,7 @@ def _fastest(forms: tuple[Operation, ...], shape: Shape) -> Operation:
 
 def _average_pool(layer: AvgPool, shape: Shape) -> Operation:
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     window = layer.window
     padding, pad = _padding(window, 0.0, native=_pool_pads(window))
@@ -254,7 +256,7 @@ def _pool_pads(window: Window) -> bool:
 
 def _padding(window: Window, value: float, *, native: bool) -> tuple[tuple[int, int], Operation]:
     """Padding for the operation itself, where it is even and `native`; else what pads before it."""
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     top, bottom, left, right = window.padding
     if not any(window.padding) or (native and (top, left) == (bottom, right)):

@@ -315,7 +315,7 @@ class _Layers:
     def _apply(self, layer: Layer, inputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """One layer, Sign excepted: its value and the bound."""
         import torch
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         (x, error), *others = inputs
         match layer:
@@ -363,7 +363,7 @@ class _Layers:
 
 
 def _window_max(x: Tensor, window: Window) -> Tensor:
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     return F.max_pool2d(_padded(x, window, -np.inf), window.kernel, window.stride)
 
@@ -371,7 +371,7 @@ def _window_max(x: Tensor, window: Window) -> Tensor:
 def _window_mean(x: Tensor, layer: AvgPool) -> Tensor:
     """The average under each window, over its size or over what lies inside the image."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(_padded(x, layer.window, 0), layer.window.kernel, layer.window.stride)
@@ -380,7 +380,7 @@ def _window_mean(x: Tensor, layer: AvgPool) -> Tensor:
 
 
 def _padded(x: Tensor, window: Window, value: float) -> Tensor:
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     top, bottom, left, right = window.padding
     return F.pad(x, (left, right, top, bottom), value=value)

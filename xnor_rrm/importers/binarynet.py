@@ -209,7 +209,7 @@ def hardtanh(net: Builder, name: str, x: str) -> str:
 
 def original(source: Checkpoint, *, binarized: bool = False) -> Original:
     """The network as it was trained, without its log-softmax."""
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     del binarized
     state = in_float64(source.state_dict or {})

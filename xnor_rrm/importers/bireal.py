@@ -101,7 +101,7 @@ def original(source: Checkpoint, *, size: int | None = None) -> Original:
 
 def original_resnet(source: Checkpoint, before_sign: Step, after_sum: Step) -> Original:
     """The same with what a block does, by its name, before its sign and after its sum."""
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     state = in_float64(source.state_dict or {})
     norms = (name.removesuffix(".bn1.bias") for name in state if re.fullmatch(r"layer.*\.bn1\.bias", name))

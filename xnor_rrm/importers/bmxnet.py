@@ -226,7 +226,7 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Callable[[Builder, Node], None]]] = 
 def original(source: Checkpoint, *, symbol: Path | None = None, size: int | None = None) -> Original:
     """The graph as BMXNet runs it, node by node, the packed weights as floats of -1 and +1."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     del size
     path = symbol or find_symbol(source.path)

@@ -408,7 +408,7 @@ class Runner:
 
     def run(self, layer: Layer) -> None:
         import torch
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         config, name = layer.config, layer.name
         x, before = self.values[layer.inputs[0]], self.before[layer.inputs[0]]
@@ -475,7 +475,7 @@ class Runner:
     def _linear(self, layer: Layer, x: Tensor, before: tuple[str, Tensor], signs: bool) -> Tensor:
         """A convolution or matrix, as TensorFlow computes it."""
         import torch
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         config = layer.config
         if config.get("input_quantizer") is not None:

@@ -443,7 +443,7 @@ class Interpreter:
 
     def run(self, operator: Operator) -> None:
         import torch
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         options, inputs, index = operator.options, operator.inputs, operator.outputs[0]
         name = self.graph.names[index]
@@ -537,7 +537,7 @@ class Interpreter:
     def _binary_convolution(self, operator: Operator, x: Tensor) -> tuple[Tensor, tuple[str, Tensor] | None]:
         """The output; and where it is bits, what these are the signs of."""
         import torch
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         options, name = operator.options, self.graph.names[operator.outputs[0]]
         self._read_signs(operator.inputs[0])

@@ -127,7 +127,7 @@ def _vgg(net: Net) -> None:
 
 def original(source: Checkpoint) -> Original:
     """The network as it was trained: +-alpha for weights, and 0 for what is outside the image."""
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     arrays = source.state_dict or {}
     state = in_float64(arrays)

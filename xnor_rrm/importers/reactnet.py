@@ -114,7 +114,7 @@ def count_blocks(state: Mapping[str, Array]) -> int:
 def original(source: Checkpoint, *, size: int | None = None) -> Original:
     """The network as it was trained, for images of any size."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     del size
     state = in_float64(source.state_dict or {})

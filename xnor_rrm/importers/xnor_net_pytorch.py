@@ -190,12 +190,12 @@ class _Modules:
         self.state, self._keep = state, keep
 
     def conv(self, name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         return F.conv2d(x, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"), stride, padding)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         return F.linear(x.flatten(1), self.state[f"{name}.weight"], self.state[f"{name}.bias"])
 
@@ -203,14 +203,14 @@ class _Modules:
         return batch_norm(self.state, name, x, eps)
 
     def block(self, name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         x = self._keep(f"{name}.sign", self.bn(f"{name}.bn", x)).sign()
         weight, bias = self._binarized(f"{name}.conv.weight"), self.state.get(f"{name}.conv.bias")
         return F.conv2d(x, weight, bias, stride, padding).relu()
 
     def linear_block(self, name: str, x: Tensor) -> Tensor:
-        import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+        import torch.nn.functional as F
 
         if len(self.state[f"{name}.bn.running_mean"]) != x.shape[1]:  # a BatchNorm1d of what is flattened
             x = x.flatten(1)
@@ -225,7 +225,7 @@ class _Modules:
 
 
 def _original_nin(net: _Modules, x: Tensor) -> Tensor:
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     x = net.bn("xnor.1", net.conv("xnor.0", x, padding=2)).relu()
     x = net.block("xnor.4", net.block("xnor.3", x))
@@ -237,7 +237,7 @@ def _original_nin(net: _Modules, x: Tensor) -> Tensor:
 
 
 def _original_lenet(net: _Modules, x: Tensor) -> Tensor:
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     x = F.max_pool2d(net.bn("bn_conv1", net.conv("conv1", x)).relu(), 2)
     x = F.max_pool2d(net.block("bin_conv2", x), 2)
@@ -245,7 +245,7 @@ def _original_lenet(net: _Modules, x: Tensor) -> Tensor:
 
 
 def _original_alexnet(net: _Modules, x: Tensor) -> Tensor:
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     x = F.max_pool2d(net.bn("features.1", net.conv("features.0", x, stride=4)).relu(), 3, 2)
     x = F.max_pool2d(net.block("features.4", x, padding=2), 3, 2)
@@ -257,7 +257,7 @@ def _original_alexnet(net: _Modules, x: Tensor) -> Tensor:
 
 
 def _original_resnet(net: _Modules, x: Tensor) -> Tensor:
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     def shortcut(name: str, x: Tensor, like: Tensor) -> Tensor:
         stride, more = x.shape[2] // like.shape[2], like.shape[1] - x.shape[1]

@@ -60,7 +60,7 @@ def in_float64(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
 
 def batch_norm(state: Mapping[str, Tensor], name: str, x: Tensor, eps: float) -> Tensor:
     """A torch.nn.BatchNorm1d or 2d in evaluation; gamma and beta where the checkpoint holds them."""
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
     return F.batch_norm(x, mean, var, state.get(f"{name}.weight"), state.get(f"{name}.bias"), eps=eps)

@@ -19,7 +19,7 @@ def flatten(x: Tensor) -> Tensor:
 
 def pad_same(x: Tensor, kernel: Pair, stride: Pair, dilation: Pair = (1, 1), value: float = 0.0) -> Tensor:
     """Padded as for padding SAME: as evenly as can be, what is over below and right."""
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     sides = []
     for axis in (1, 0):  # F.pad takes the last dimension first
@@ -33,7 +33,7 @@ def pad_same(x: Tensor, kernel: Pair, stride: Pair, dilation: Pair = (1, 1), val
 def average_pool(x: Tensor, kernel: Pair, stride: Pair, same: bool) -> Tensor:
     """The mean of the values inside the image."""
     import torch
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     if not same:
         return F.avg_pool2d(x, kernel, stride)
@@ -43,7 +43,7 @@ def average_pool(x: Tensor, kernel: Pair, stride: Pair, same: bool) -> Tensor:
 
 
 def max_pool(x: Tensor, kernel: Pair, stride: Pair, same: bool) -> Tensor:
-    import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+    import torch.nn.functional as F
 
     return F.max_pool2d(pad_same(x, kernel, stride, value=-np.inf) if same else x, kernel, stride)
 

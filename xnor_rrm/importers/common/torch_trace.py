@@ -48,7 +48,7 @@ def trace(module: torch.nn.Module, shape: Shape) -> Trace:
             for name in KEPT:
                 packet = getattr(torch.ops.aten, name)
                 for overload in packet.overloads():
-                    table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
+                    table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]  # of torch
             program = program.run_decompositions(table)
     except Exception as error:  # whatever the module's own code raises, and torch about it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
