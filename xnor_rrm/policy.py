@@ -72,6 +72,11 @@ def set_rows(step: Any, entries: float) -> float:
     return entries * reached * max(1, int(step["out_words"]) // 8)
 
 
+def _half_set(step: Any) -> int:
+    """Entries of a frame of which half of the bits are set, each pixel's filled up to a multiple of 16."""
+    return int(step["h"] * step["w"]) * (int(step["cin"]) // 2 + 8)
+
+
 def _bit_macs(step: Any) -> int:
     return int(step["ho"] * step["wo"] * step["cout"]) * int(step["kh"] * step["kw"] * step["cin"])
 
@@ -80,7 +85,7 @@ def set_limit(step: Any, costs: Costs | None = None) -> int:
     """Most entries of a frame for which summing the rows of set bits beats xnor-popcount; 0 below half."""
     costs = costs or machine_costs()
     limit = _bit_macs(step) * costs.bit_mac / max(costs.set_row * set_rows(step, 1), 1e-12)
-    half = int(step["h"] * step["w"]) * (int(step["cin"]) // 2 + 8)
+    half = _half_set(step)
     return int(min(limit, 1 << 40)) if limit >= half else 0
 
 
@@ -92,7 +97,7 @@ def rows_limit(step: Any, costs: Costs | None = None) -> int:
     _, _, _, rows = work(step, 1)
     dense = _bit_macs(step) * costs.bit_mac
     if can_sum_sets(step) and set_limit(step, costs):
-        half = int(step["h"] * step["w"]) * (int(step["cin"]) // 2 + 8)
+        half = _half_set(step)
         dense = min(dense, costs.set_row * set_rows(step, half))
     spare = dense - costs.word * words - costs.table_byte * table_bytes
     each = max(costs.row * rows, 1e-9)
@@ -179,7 +184,7 @@ def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[str, tuple[float
 
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (*model.input_rule.crop, 3), np.uint8)
-    half = int(step["h"] * step["w"]) * (int(step["cin"]) // 2 + 8)
+    half = _half_set(step)
     for share in (1.0, *CHANGES * REPEATS):
         changed = rng.random(frame.shape[:2]) < share
         frame = np.where(changed[..., None], rng.integers(0, 256, frame.shape, np.uint8), frame)

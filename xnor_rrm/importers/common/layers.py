@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 
 from ...errors import ConvertError
-from ...model import INPUT, Layer, Shape
+from ...model import INPUT, MAX_ACTIVATION, Layer, Shape
 from .checkpoint import summary
-
-#: Most values of one layer.
-MAX_VALUES = 1 << 28
 
 
 class Layers(dict[str, Layer]):
@@ -24,8 +21,8 @@ class Layers(dict[str, Layer]):
         if layer.name in self.shapes:
             raise ConvertError("a name for each layer", f"{layer.name!r} twice")
         shape = layer.output_shape(*(self.shapes[name] for name in layer.inputs))
-        if math.prod(shape) > MAX_VALUES:
-            raise ConvertError(f"at most {MAX_VALUES} values of a layer", f"{layer.name} of {shape}")
+        if math.prod(shape) > MAX_ACTIVATION:
+            raise ConvertError(f"at most {MAX_ACTIVATION} values of a layer", f"{layer.name} of {shape}")
         self[layer.name], self.shapes[layer.name] = layer, shape
         return layer.name
 
