@@ -18,8 +18,9 @@ from .jit import jit
 from .layout import SOURCE, copy_pixels
 from .listing import list_flips, list_sets
 from .pool import pool
-from .rows import conv_rows, read_ahead
+from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
+from .sliced import slice_sums
 from .threshold import threshold_bits
 from .window import (
     copy_changed_into_padded,
@@ -284,6 +285,9 @@ def _binary_conv(
         count = list_windows(mask, s, state.u8, pixels)
     if fused and not all_pixels:
         _clear_targets(e, const, state)
+    if s.planes > 0 and (all_pixels or path == CHANGED) and state.u64[s.in_planes]:
+        # the sums that do not change are not at hand
+        count, state.u64[s.in_planes] = list_all(s.ho * s.wo, pixels), 0
     by_sets = s.set_limit > 0 and count == s.ho * s.wo
     if by_sets:
         by_sets = (
@@ -304,11 +308,27 @@ def _binary_conv(
     base_classes = const.i64[s.base_classes :]
     inverted, bits = const.u64[s.inverted :], state.u64[s.bits :]
     rows = s.band if fused or to_bits else s.ho
+    planes, ones, flipped = state.u64[s.sliced :], state.u64[s.ones :], const.u64[s.flipped :]
+    if path == ROWS and s.planes > 0:
+        rows = s.ho
+        if not state.u64[s.in_planes]:
+            added, parities = const.u16[s.added :], const.u64[s.parities :]
+            slice_sums(
+                sums, s, added, parities, classes, padded, diff, starts, segment_at, scratch.band_u16,
+                planes, ones,
+            )  # fmt: skip
+            state.u64[s.in_planes] = 1
     done = 0
     for row in range(0, s.ho, rows):
         end_row = min(row + rows, s.ho)
         first, last = row * s.wo, end_row * s.wo
-        if path == ROWS:
+        if path == ROWS and s.planes > 0:
+            computed += conv_rows_to_bits(
+                scratch.risen, scratch.fallen, scratch.starts, table, s, row, end_row,
+                scratch.risen_places, scratch.fallen_places, scratch.counts, planes, ones, flipped, bits,
+                changed,
+            )  # fmt: skip
+        elif path == ROWS:
             computed += conv_rows(
                 scratch.risen, scratch.fallen, scratch.starts, table, s, row, end_row,
                 scratch.risen_places, scratch.fallen_places, scratch.counts, state.u16[s.y :], changed,

@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from .simd import I1, I8, I16, I32, U64, Vector, emit_call, intrinsic, splat_value, target_has, vector_pointer
+from .simd import I1, I8, I16, I32, I64, U64, Vector, emit_call, intrinsic, splat_value, target_has, vector_pointer
 
 
 def _full_adder(
@@ -50,6 +50,57 @@ def _majority(builder: Any, a: Any, b: Any, c: Any) -> Any:
 xor3 = intrinsic(_ternary(0x96, _xor3))
 #: Carry bit of the full adder: at least two of a, b, c.
 majority = intrinsic(_ternary(0xE8, _majority))
+
+
+def _borrow(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.or_(builder.and_(b, c), builder.and_(builder.not_(a), builder.or_(b, c)))
+
+
+#: Borrow bit of the full subtractor a - b - c: at least two of ~a, b, c.
+borrow = intrinsic(_ternary(0x8E, _borrow))
+
+
+def _bit_plane(builder: Any, numbers: Any, bit: Any) -> Any:
+    last = ir.Constant(numbers.type, [63] * numbers.type.count)
+    shift = builder.sub(last, splat_value(builder, bit, numbers.type.count))
+    return builder.ashr(builder.shl(numbers, shift), last)
+
+
+@intrinsic
+def bit_plane(_typing: Any, numbers: Any, bit: Any) -> Any:
+    """All bits of a 64-bit lane 1 where the lane's number has this bit, else 0."""
+
+    def emit(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _bit_plane(builder, *args)
+
+    return numbers(numbers, types.intp), emit
+
+
+@intrinsic
+def add_seven(_typing: Any, array: Any, at: Any, delta: Any, numbers: Any, below: Any) -> Any:
+    """Add delta + 1 into the seven planes of the array from `at` on, and subtract numbers // 2 from the sums.
+
+    delta : planes, lowest first.  numbers : 64-bit lanes.  below : the borrow into the subtraction, of which
+    only the borrows are kept. Returns (carry, borrow) out of the seventh plane.
+    """
+    vector = delta.dtype
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array_value, at_value, delta_value, numbers_value, below_value = args
+        kind = context.get_value_type(vector)
+        carry = builder.not_(ir.Constant(kind, None))
+        for i in range(7):
+            index = builder.add(at_value, at_value.type(i * 8))
+            pointer = vector_pointer(context, builder, sig.args[0], array_value, index, kind)
+            old, new = builder.load(pointer, align=8), builder.extract_value(delta_value, i)
+            total = _full_adder(context, builder, 0x96, _xor3, old, new, carry)
+            carry = _full_adder(context, builder, 0xE8, _majority, old, new, carry)
+            builder.store(total, pointer, align=8)
+            half = _bit_plane(builder, numbers_value, at_value.type(i + 1))
+            below_value = _full_adder(context, builder, 0x8E, _borrow, total, half, below_value)
+        return context.make_tuple(builder, sig.return_type, [carry, below_value])
+
+    return types.UniTuple(vector, 2)(array, types.intp, delta, numbers, below), emit
 
 
 @intrinsic
@@ -188,6 +239,52 @@ def _plane_counts(context: Any, builder: Any, planes: Any) -> Any:
         weight = ir.Constant(wide, [1 << j] * 64)
         counts = builder.or_(counts, builder.select(flags, weight, ir.Constant(wide, None)))
     return counts
+
+
+def _planes_of(context: Any, builder: Any, numbers: Any) -> Any:
+    """<8 x i64>, word j the bits j of <64 x i8>: the inverse of `_plane_counts`."""
+    words = ir.VectorType(I64, 8)
+    if target_has(context, "gfni") and target_has(context, "avx512bw"):
+        data = builder.shuffle_vector(
+            numbers, numbers, ir.Constant(ir.VectorType(I32, 64), [i ^ 7 for i in range(64)])
+        )
+        identity = ir.Constant(numbers.type, [1 << i % 8 for i in range(64)])
+        data = emit_call(builder, "llvm.x86.vgf2p8affineqb.512", identity, data, I8(0))
+        order = [i % 8 * 8 + i // 8 for i in range(64)]
+        data = builder.shuffle_vector(data, data, ir.Constant(ir.VectorType(I32, 64), order))
+        return builder.bitcast(data, words)
+    result = ir.Constant(words, None)
+    for j in range(8):
+        found = builder.and_(numbers, ir.Constant(numbers.type, [1 << j] * 64))
+        flags = builder.icmp_unsigned("!=", found, ir.Constant(numbers.type, None))
+        result = builder.insert_element(result, builder.bitcast(flags, I64), I32(j))
+    return result
+
+
+@intrinsic
+def store_planes(_typing: Any, array: Any, at: Any, count: Any, numbers: Any) -> Any:
+    """Write the lowest `count`, 8 to 16, bit planes of uint16 numbers[512] to the array, from `at` on."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array_value, at_value, count_value, numbers_value = args
+        columns: list[list[Any]] = [[], []]
+        short, wide = ir.VectorType(I16, 64), ir.VectorType(I8, 64)
+        for word in range(8):
+            index = at_value.type(64 * word)
+            pointer = vector_pointer(context, builder, sig.args[3], numbers_value, index, short)
+            values = builder.load(pointer, align=2)
+            for half in range(2):
+                shifted = builder.lshr(values, ir.Constant(short, [8 * half] * 64))
+                columns[half].append(_planes_of(context, builder, builder.trunc(shifted, wide)))
+        planes = [plane for half in columns for plane in _transpose8(builder, half)]
+        for j, plane in enumerate(planes):
+            with builder.if_then(builder.icmp_signed(">", count_value, count_value.type(j)), likely=True):
+                index = builder.add(at_value, at_value.type(8 * j))
+                pointer = vector_pointer(context, builder, sig.args[0], array_value, index, plane.type)
+                builder.store(plane, pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, numbers), emit
 
 
 def _sixteen_bit_halves(builder: Any, values: Any, signed: bool) -> list[Any]:

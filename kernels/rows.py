@@ -35,7 +35,10 @@ from .simd import (
     splat,
     store,
     store_flags,
+    store_some,
+    unsigned,
 )
+from .sliced import add_and_compare
 
 #: Rows of one direction summed before the planes are spilled: P_r - P_f - 1 must fit eight bits with a sign.
 MAX_ROWS = 120
@@ -162,6 +165,62 @@ def conv_rows(
     risen_places, fallen_places : int32 scratch for the flips under one tile.
     counts : int64[wo + 16] scratch.
     """
+    return _update_tiles(
+        risen, fallen, starts, table, s, first_row, last_row, risen_places, fallen_places, counts,
+        changed, False, mismatches, table, table, table, table,
+    )  # fmt: skip
+
+
+@jit
+def conv_rows_to_bits(
+    risen: Any,
+    fallen: Any,
+    starts: Any,
+    table: Any,
+    s: Any,
+    first_row: int,
+    last_row: int,
+    risen_places: Any,
+    fallen_places: Any,
+    counts: Any,
+    state: Any,
+    ones: Any,
+    inverted: Any,
+    bits: Any,
+    changed: Any,
+) -> int:
+    """`conv_rows` of a bit-sliced state (sliced.py), which leaves the packed signs.
+
+    state, ones : the planes, and uint64[ho * (wo + 8)], set bits under each window.
+    inverted : of `sliced.sign_tables`.  bits : uint64[ho * wo * out_words], written where pixels are updated.
+    """
+    return _update_tiles(
+        risen, fallen, starts, table, s, first_row, last_row, risen_places, fallen_places, counts,
+        changed, True, risen, state, ones, inverted, bits,
+    )  # fmt: skip
+
+
+@inline
+def _update_tiles(
+    risen: Any,
+    fallen: Any,
+    starts: Any,
+    table: Any,
+    s: Any,
+    first_row: Any,
+    last_row: Any,
+    risen_places: Any,
+    fallen_places: Any,
+    counts: Any,
+    changed: Any,
+    to_bits: Any,
+    mismatches: Any,
+    state: Any,
+    ones: Any,
+    inverted: Any,
+    bits: Any,
+) -> Any:
+    """Both kernels: the flips under each tile, their rows counted, and the counts added to its state."""
     updated: Any = 0
     out_words, tile, lanes, wo, kh, sw = s.out_words, s.tile, s.lanes, s.wo, s.kh, s.sw
     step_y, step_k, pitch = s.dh * (s.wp + 1), s.dw, s.wp + 1
@@ -172,6 +231,7 @@ def conv_rows(
     nowhere = splat(np.int32(s.nowhere))
     zero = splat(np.uint64(0))
     none = (zero, zero, zero, zero, zero, zero, zero, zero)
+    tiles, planes_kept = (wo + tile - 1) // tile, s.planes
     low = np.int64(0xFFFFFFFF)
     mask, two = splat(low), splat(np.int64(2))
     for w in range(8):
@@ -179,6 +239,12 @@ def conv_rows(
     order = load(counts, 0)
     for oy in range(first_row, last_row):
         _count_flips(starts, s, oy, counts)
+        row_ones = oy * (wo + 8)
+        if to_bits:
+            for x in range(0, wo, 8):
+                under = load(counts, x)
+                net = (under & mask) - shift_right(under, 32)
+                store(ones, row_ones + x, load(ones, row_ones + x) + unsigned(net))
         for x0 in range(0, wo, tile):
             pixels = min(tile, wo - x0)
             pixel = oy * wo + x0
@@ -209,6 +275,24 @@ def conv_rows(
             if vectors > 1:  # a row is read 64 bytes at a time, with all others in between
                 _fetch_rows(table, risen_places, up, vectors)
                 _fetch_rows(table, fallen_places, down, vectors)
+            if to_bits:
+                numbers = permute(load(ones, row_ones + x0), order)
+                place = (oy * tiles + x0 // tile) * vectors * (planes_kept + 1) * 8
+                for vector in range(vectors):
+                    negative = zero
+                    for first in range(0, max(up, down), 120):
+                        planes = _sum_rows(
+                            table, fallen_places, first, min(first + 120, down), vector * 8, none
+                        )
+                        planes = complement(planes)
+                        planes = _sum_rows(
+                            table, risen_places, first, min(first + 120, up), vector * 8, planes
+                        )
+                        negative = add_and_compare(state, place, planes_kept, planes, numbers)
+                    signs = negative ^ load(inverted, vector * 8)
+                    store_some(bits, pixel * out_words + vector * 8, signs, pixels * words)
+                    place += (planes_kept + 1) * 8
+                continue
             more = permute((under & mask) - shift_right(under, 32), order)
             for vector in range(vectors):
                 at = pixel * lanes + vector * 512

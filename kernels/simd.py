@@ -162,6 +162,22 @@ def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def store_some(_typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
+    """`store` of the first `count` of eight 64-bit lanes; nothing behind them is touched."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[2].type
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        mask = builder.icmp_signed("<", ir.Constant(kind, list(range(8))), splat_value(builder, args[3], 8))
+        signature = ir.FunctionType(ir.VoidType(), [kind, pointer.type, I32, mask.type])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.masked.store.v8i64.p0")
+        builder.call(function, [args[2], pointer, I32(8), mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value, types.intp), emit
+
+
+@intrinsic
 def get(_typing: Any, array: Any, index: Any) -> Any:
     """Scalar element `index`, without a bounds or sign check."""
 
@@ -334,6 +350,16 @@ def below_bits(_typing: Any, a: Any, b: Any) -> Any:
         return builder.zext(builder.bitcast(flags, ir.IntType(args[0].type.count)), I64)
 
     return types.uint64(a, b), emit
+
+
+@intrinsic
+def unsigned(_typing: Any, value: Any) -> Any:
+    """The bits of eight int64 lanes as uint64."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return args[0]
+
+    return U64(value), emit
 
 
 @intrinsic

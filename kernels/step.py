@@ -31,6 +31,7 @@ _ROLE = (
     "segment_at "  # int64[segments]: where each run begins, from the window's beginning
     "classes outside "  # zero padding (xnor.outside_tables), else classes is -1
     "limits inverted bits bits_words "  # threshold.py; bits_words is 0 where floats are wanted
+    "planes sliced ones in_planes added parities flipped "  # sliced.py; planes is 0 where sums are kept
     "tile table table_size channel_step phases phase_step column_step "  # rows.py
     "origin place_step row_step nowhere "
     "set_limit base base_classes "  # most entries for which the sum of set rows is used; what it starts from

@@ -17,7 +17,7 @@ from . import policy
 from .bits import pack_signs
 from .errors import ModelError
 from .fold import FOLDABLE, fold
-from .kernels import float_conv, row_table, set_rows, xnor
+from .kernels import float_conv, row_table, set_rows, sliced, xnor
 from .kernels.elementwise import FIELDS, REGISTER, Op
 from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
@@ -299,13 +299,13 @@ class _Builder:
             step["outside"] = self.const["uint16"].add(outside)
         else:
             classes, outside, valid = classes[:0], outside[:1], valid[:0]
-        absorbed = group is not None and self._to_bits(step, layer, group, classes, outside, valid)
         touching = layer.window.dilation[1] == 1 or layer.window.kernel[1] == 1
         step["tile"] = row_table.tile_pixels(int(step["out_words"]), touching)
+        absorbed = group is not None and self._to_bits(step, layer, group, classes, outside, valid)
         step["table"] = self.const["uint64"].add(row_table.build_table(layer.weight, layer.channels, step))
         step["band"] = max(1, BAND_BYTES // int(2 * step["lanes"] * step["wo"]))
         self.need(
-            band_u16=int(step["band"] * step["wo"] * step["lanes"]), identity=int(step["band"] * step["wo"])
+            band_u16=max(512, int(step["band"] * step["wo"] * step["lanes"])), identity=int(step["band"] * step["wo"])
         )
         bits = int(step["h"] * step["w"] * step["cin"])
         step["rows_limit"] = policy.rows_limit(step, self.costs)
@@ -355,10 +355,24 @@ class _Builder:
         h, w, _ = self.model.shapes[layer.name]
         words = -(-cout // 64)
         self.bits[sign.name] = self.state["uint64"].reserve(h * w * words)
+        inverted = pack_signs(folded[1][None, None, None]).reshape(-1)
         step["limits"] = self.const["uint16"].add(limits)
-        step["inverted"] = self.const["uint64"].add(pack_signs(folded[1][None, None, None]))
+        step["inverted"] = self.const["uint64"].add(inverted)
         step["bits"], step["bits_words"] = self.bits[sign.name], words
+        if layer.window_bits <= sliced.MAX_SLICED_BITS and words == step["out_words"]:
+            self._slice(step, layer, limits, inverted)
         return True
+
+    def _slice(self, step: Any, layer: BinaryConv2d, limits: Array, inverted: Array) -> None:
+        """Let the step keep its sums in bit planes while the rows kernel updates them."""
+        step["planes"] = sliced.count_planes(layer.window_bits)
+        planes, ones = sliced.state_sizes(step)
+        added, parities, flipped = sliced.sign_tables(layer.weight, limits, inverted, step)
+        step["sliced"], step["ones"] = (self.state["uint64"].reserve(size) for size in (planes, ones))
+        step["in_planes"] = self.state["uint64"].reserve(1)
+        step["added"] = self.const["uint16"].add(added)
+        step["parities"] = self.const["uint64"].add(parities)
+        step["flipped"] = self.const["uint64"].add(flipped)
 
     def elementwise_step(self, name: str, group: list[Layer], stored: set[str], own: str = "") -> None:
         """One program for the group.
