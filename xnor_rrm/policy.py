@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Costs:
     """Nanoseconds of: a bit-MAC by xnor-popcount; a row of set bits; and in the cached kernel of a word of
-    padded input compared and listed, a byte of table, a vector of 512 outputs updated, a row added.
+    padded input compared and listed, a byte of table, a vector of 512 outputs updated (as sums; as bit planes
+    and signs), a row added.
     """
 
     bit_mac: float
@@ -37,11 +38,14 @@ class Costs:
     word: float
     table_byte: float
     vector: float
+    sliced_vector: float
     row: float
 
 
 #: Under which no frame is too busy for the rows kernel.
-ALWAYS_ROWS = Costs(bit_mac=1e6, set_row=1e-9, word=0.0, table_byte=0.0, vector=0.0, row=1e-9)
+ALWAYS_ROWS = Costs(
+    bit_mac=1e6, set_row=1e-9, word=0.0, table_byte=0.0, vector=0.0, sliced_vector=0.0, row=1e-9
+)
 
 #: Layers that `measure` times, 3x3: (channels in and out, height and width of the input).
 SHAPES = ((64, 32), (128, 28), (256, 14), (512, 7))
@@ -52,8 +56,11 @@ REPEATS = 6
 EVICTED_BYTES = 16 << 20
 
 
-def work(step: Any, flips: float) -> tuple[float, float, float, float]:
-    """What the rows kernel does for so many flips, evenly spread: (words, bytes of table, vectors, rows)."""
+def work(step: Any, flips: float) -> tuple[float, float, float, float, float]:
+    """What the rows kernel does for so many flips, evenly spread.
+
+    Returns (words, bytes of table, vectors of sums, vectors in bit planes, rows).
+    """
     words, table_bytes = int(step["hp"] * step["wp"] * step["words"]), 8 * int(step["table_size"])
     # A flip lies under kH / sH output rows, and there under the tiles whose columns reach it.
     tile_columns = (int(step["tile"]) - 1) * int(step["sw"]) + int(step["kw"])
@@ -61,7 +68,8 @@ def work(step: Any, flips: float) -> tuple[float, float, float, float]:
     rows = int(step["kh"]) / int(step["sh"]) * tile_columns / int(step["tile"] * step["sw"]) * vectors_a_tile
     vectors = int(step["ho"]) * -(-int(step["wo"]) // int(step["tile"])) * vectors_a_tile
     # Each row dirties one more vector, until all are dirty.
-    return words, table_bytes, min(vectors, rows * flips), rows * flips
+    vectors = min(vectors, rows * flips)
+    return words, table_bytes, *((0, vectors) if step["planes"] else (vectors, 0)), rows * flips
 
 
 def set_rows(step: Any, entries: float) -> float:
@@ -92,16 +100,17 @@ def set_limit(step: Any, costs: Costs | None = None) -> int:
 def rows_limit(step: Any, costs: Costs | None = None) -> int:
     """Most flips of a frame for which the rows kernel should be the faster; step as the plan lays it out."""
     costs = costs or machine_costs()
-    words, table_bytes, _, _ = work(step, 0)
-    _, _, vectors, _ = work(step, np.inf)
-    _, _, _, rows = work(step, 1)
+    words, table_bytes, *_ = work(step, 0)
+    _, _, *kept, _ = work(step, np.inf)
+    *_, rows = work(step, 1)
+    vectors, cost = (kept[1], costs.sliced_vector) if step["planes"] else (kept[0], costs.vector)
     dense = _bit_macs(step) * costs.bit_mac
     if can_sum_sets(step) and set_limit(step, costs):
         half = _half_set(step)
         dense = min(dense, costs.set_row * set_rows(step, half))
     spare = dense - costs.word * words - costs.table_byte * table_bytes
     each = max(costs.row * rows, 1e-9)
-    few, many = spare / (each + costs.vector * rows), (spare - costs.vector * vectors) / each
+    few, many = spare / (each + cost * rows), (spare - cost * vectors) / each
     bits = int(step["h"] * step["w"] * step["cin"])
     return int(np.clip(max(few, many), 0, bits))
 
@@ -143,30 +152,35 @@ def measure() -> Costs:
     evicted = np.zeros(EVICTED_BYTES, np.uint8)
     samples: dict[str, list[tuple[tuple[float, ...], float]]] = {"xnor": [], "set_rows": [], "rows": []}
     for channels, size in SHAPES:
-        for kernel, amounts, nanoseconds in _timed_frames(_one_layer(channels, size), evicted):
-            samples[kernel].append((amounts, nanoseconds))
+        for signs in (False, True):
+            for kernel, amounts, nanoseconds in _timed_frames(_one_layer(channels, size, signs), evicted):
+                samples[kernel].append((amounts, nanoseconds))
     return Costs(*_fit(samples["xnor"]), *_fit(samples["set_rows"]), *_fit(samples["rows"]))
 
 
-def _one_layer(channels: int, size: int) -> Model:
-    """A frame's noise through 1x1 weights into `channels` signs, and a 3x3 binary layer over them."""
+def _one_layer(channels: int, size: int, signs: bool) -> Model:
+    """A frame's noise through 1x1 weights into `channels` signs, and a 3x3 binary layer over them.
+
+    signs : whether only the sign of that layer is read, by another one.
+    """
     from .bits import pack_signs
-    from .model import INPUT, BinaryConv2d, Conv2d, InputRule, Model, Sign, Window
+    from .model import INPUT, BinaryConv2d, Conv2d, InputRule, Layer, Model, Sign, Window
 
     rng = np.random.default_rng(channels)
     mix = rng.normal(size=(channels, 1, 1, 3)).astype(np.float32)
     weight = pack_signs(rng.random((channels, 3, 3, channels)) < 0.5)
     one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     around = Window((3, 3), padding=(1, 1, 1, 1))
-    return Model(
-        "costs",
-        InputRule((size, size), 0, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0)),
-        (
-            Conv2d("mix", (INPUT,), mix, zero, Window((1, 1))),
-            Sign("sign", ("mix",)),
-            BinaryConv2d("binary", ("sign",), weight, one, zero, channels, around, pad_value=1),
-        ),
+    layers: tuple[Layer, ...] = (
+        Conv2d("mix", (INPUT,), mix, zero, Window((1, 1))),
+        Sign("sign", ("mix",)),
+        BinaryConv2d("binary", ("sign",), weight, one, zero, channels, around, pad_value=1),
     )
+    if signs:
+        first = BinaryConv2d("last", ("signs",), weight[:1, :1, :1], one[:1], zero[:1], channels, Window((1, 1)))
+        layers += (Sign("signs", ("binary",)), first)
+    rule = InputRule((size, size), 0, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0))
+    return Model("costs", rule, layers)
 
 
 def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[str, tuple[float, ...], float]]:
@@ -185,15 +199,14 @@ def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[str, tuple[float
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (*model.input_rule.crop, 3), np.uint8)
     half = _half_set(step)
-    for share in (1.0, *CHANGES * REPEATS):
+    for number, share in enumerate((1.0, 0.01, *CHANGES * REPEATS)):
         changed = rng.random(frame.shape[:2]) < share
         frame = np.where(changed[..., None], rng.integers(0, 256, frame.shape, np.uint8), frame)
         for kernel, stream in streams.items():
             evicted += np.uint8(1)
-            first = not stream.stats
             stream(frame)
             layer = stream.stats[index]
-            if first or layer.path == "clean":
+            if number < 2 or layer.path == "clean":  # the first frame is dense, the second makes its planes
                 continue
             amounts = {"xnor": (float(_bit_macs(step)),), "set_rows": (set_rows(step, half),)}
             yield kernel, amounts.get(kernel) or work(step, layer.flips), 1e9 * layer.seconds
