@@ -75,6 +75,7 @@ class RecordedLayer:
     """One binary layer. geometry : keyword arguments of `BinaryLayer`.  macs : of a dense frame.
 
     weight : uint64[Cout, kH, kW, Cw].  differences : uint64[T, H, W, Cw], the first frame, then what flipped.
+    signs_only : whether nothing but a sign reads it, so that its sums may stay in bit planes.
     """
 
     name: str
@@ -82,6 +83,7 @@ class RecordedLayer:
     macs: int
     weight: Any
     differences: Any
+    signs_only: bool = False
 
     @property
     def bits(self) -> int:
@@ -133,7 +135,10 @@ def record(model: Model, frames: Iterator[Any], out: Path) -> Path:
             "dilation": window.dilation,
             "pad_value": layer.pad_value,
         }
-        layers.append({"name": name, "geometry": geometry, "macs": model.macs(layer)})
+        signs_only = bool(steps[name]["planes"])
+        layers.append(
+            {"name": name, "geometry": geometry, "macs": model.macs(layer), "signs_only": signs_only}
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out, layers=np.array(json.dumps(layers)), **arrays)
     return out
@@ -149,6 +154,7 @@ def read(path: Path) -> list[RecordedLayer]:
                 macs=layer["macs"],
                 weight=stored[f"weight{index}"],
                 differences=stored[f"differences{index}"],
+                signs_only=layer["signs_only"],
             )
             for index, layer in enumerate(json.loads(str(stored["layers"])))
         ]

@@ -56,6 +56,8 @@ def replay_layer(layer: RecordedLayer, variants: Sequence[str], torch: bool) -> 
     frames = layer.frames
     step = layer.layer().step
     names = [n for n, v in VARIANTS.items() if (n in variants or n == POPCOUNT) and v.takes(step)]
+    if not layer.signs_only and "rows_sliced" in names:  # a float layer needs the sums as integers
+        names.remove("rows_sliced")
     kernels = {name: Kernel(VARIANTS[name], layer.layer(), frames[0]) for name in names}
     twin = PEERS["torch_fp32"](_problem(layer)) if torch else None
     warm: dict[str, list[tuple[int, int]]] = {name: [] for name in names}

@@ -54,8 +54,8 @@ class Kernel:
         variant.run(layer)  # compiles; a cached variant sees its flips again, so:
         layer.load(frame)
         dense.run(layer)
+        variant.run(layer)  # nothing flipped: all that remains is to bring the state into its form
         calls = kernel_calls(lambda: variant.run(layer))
-        dense.run(layer)
         kernels, self._arguments = tuple(k for k, _ in calls), tuple(arguments for _, arguments in calls)
         if variant.cached:
             self._load: tuple[Any, ...] = (layer.step, layer.last, layer.diff)

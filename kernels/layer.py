@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import listing, row_table, rows, set_rows, xnor
+from . import listing, row_table, rows, set_rows, sliced, xnor
 from .bitpack import diff_into_padded
 from .simd import aligned
 from .step import STEP, geometry, segment_offsets, window_starts
@@ -22,7 +22,8 @@ class BinaryLayer:
     """Weights, geometry and state of a binary convolution.
 
     weight : uint64[Cout, kH, kW, Cw].  shape : (H, W, Cin) of the input.  padding : top, bottom, left, right.
-    `load` takes a packed frame; a variant then brings `mismatches` up to date; `dots` reads the result.
+    `load` takes a packed frame; a variant then brings `mismatches` up to date, or the bit planes with the signs of
+    the sums (0 counts as +1); `dots` reads the result.
     """
 
     def __init__(
@@ -60,7 +61,30 @@ class BinaryLayer:
         self.base = set_rows.base_of_sets(weight, step, pad_value).reshape(-1)
         self.sums = aligned(self.outputs * 112, np.uint64)
         self.sets = listing.set_lists(step)
+        step["planes"] = sliced.count_planes(kernel[0] * kernel[1] * channels)
+        self._make_planes(weight, step)
         self.step = np.array([step], STEP)[0]
+
+    def _make_planes(self, weight: Any, step: Any) -> None:
+        """State and tables of sliced.py. sum >= 0: no more mismatches than half of the bits inside."""
+        lanes = int(step["lanes"])
+        inside = np.zeros(len(self.outside), np.int64)
+        inside[self.classes] = self.valid
+        self.limits: Any = np.zeros((len(inside), lanes), np.uint16)
+        self.limits[:, : len(weight)] = inside[:, None] // 2 + 1
+        if self.zero_padded:
+            self.limits += self.outside
+        self.ones = np.zeros(lanes, np.int64)
+        self.ones[: len(weight)] = np.bitwise_count(weight).sum(axis=(1, 2, 3), dtype=np.int64)
+        not_inverted = np.zeros(int(step["out_words"]), np.uint64)
+        tables = sliced.sign_tables(weight, self.limits, not_inverted, step)
+        self.added, self.parities, self.inverted = (table.reshape(-1) for table in tables)
+        if self.zero_padded:  # the sums here are those inside the image alone
+            self.added -= self.outside.reshape(-1)
+        self.planes, self.set_bits = (aligned(size + 8, np.uint64) for size in sliced.state_sizes(step))
+        self.signs = aligned(self.outputs * int(step["out_words"]) + 8, np.uint64)
+        self.halves = aligned(512, np.uint16)
+        self.in_planes = False
 
     def load(self, bits: Any) -> None:
         """Make `bits`, uint64[H, W, Cw], the current frame, and note what flipped since the last one."""
@@ -69,9 +93,31 @@ class BinaryLayer:
     def dots(self) -> Any:
         """int64[Ho, Wo, Cout]: sums of the +-1 products over the window."""
         s = self.step
-        counts = self.mismatches[: self.outputs * s["lanes"]].reshape(self.outputs, -1)[:, : s["cout"]]
+        counts = self._counts_in_planes() if self.in_planes else self.mismatches[: self.outputs * s["lanes"]]
+        counts = counts.reshape(self.outputs, -1)[:, : s["cout"]]
         dots = self.valid[:, None].astype(np.int64) - 2 * counts.astype(np.int64)
         return dots.reshape(int(s["ho"]), int(s["wo"]), -1)
+
+    def _counts_in_planes(self) -> Any:
+        """int64[ho * wo, lanes]: mismatches = N + W - 2 A, A = T + (W + 1 - limit) // 2.
+
+        T is kept modulo 2^planes; it is T - N // 2 that lies in the middle of these.
+        """
+        s = self.step
+        ho, wo, tile, lanes, planes = (int(s[name]) for name in ("ho", "wo", "tile", "lanes", "planes"))
+        tiles, vectors = -(-wo // tile), max(1, lanes // 512)
+        state = self.planes[: sliced.state_sizes(s)[0]].reshape(ho, tiles, vectors, planes + 1, 8)[..., :-1, :]
+        bits = np.unpackbits(np.ascontiguousarray(state).view(np.uint8), axis=-1, bitorder="little")
+        above = np.einsum("...pl,p->...l", bits.astype(np.int64), 1 << np.arange(planes))
+        above = above[..., : tile * min(lanes, 512)].reshape(ho, tiles * tile, lanes)[:, :wo]
+        above = above.reshape(self.outputs, lanes)
+        set_bits = self.set_bits[: ho * (wo + 8)].reshape(ho, -1)[:, :wo].reshape(-1, 1).astype(np.int64)
+        middle = 1 << planes - 1
+        above = (above - set_bits // 2 + middle) % (2 * middle) - middle + set_bits // 2
+        classes = self.classes if self.zero_padded else np.zeros_like(self.classes)
+        agreeing = above + (self.ones + 1 - self.limits.astype(np.int64)[classes]) // 2
+        outside = self.outside.astype(np.int64)[classes] if self.zero_padded else 0
+        return set_bits + self.ones - 2 * agreeing - outside
 
 
 def padding_word_mask(channels: int) -> Any:
@@ -84,6 +130,7 @@ def padding_word_mask(channels: int) -> Any:
 
 def _xnor(layer: BinaryLayer) -> None:
     x = layer
+    x.in_planes = False
     listed = (x.pixels, x.pixels, x.outputs)
     xnor.conv_xnor(x.last, x.weights, x.step, x.starts, x.segment_at, *listed, x.mismatches)
     if x.zero_padded:
@@ -108,8 +155,27 @@ def _rows(layer: BinaryLayer) -> None:
     )  # fmt: skip
 
 
+def _rows_sliced(layer: BinaryLayer) -> None:
+    x = layer
+    classes = x.classes if x.zero_padded else x.classes[:0]
+    if not x.in_planes:
+        sliced.slice_sums(
+            x.mismatches, x.step, x.added, x.parities, classes, x.last, x.diff, x.starts, x.segment_at,
+            x.halves, x.planes, x.set_bits,
+        )  # fmt: skip
+        x.in_planes = True
+    risen, fallen, starts, scratch, *places = x.lists
+    listing.list_flips(x.diff, x.last, x.step, risen, fallen, starts, scratch)
+    rows.read_ahead(x.table, x.step, starts, scratch)
+    rows.conv_rows_to_bits(
+        risen, fallen, starts, x.table, x.step, 0, int(x.step["ho"]),
+        *places, x.counts, x.planes, x.set_bits, x.inverted, x.signs, x.changed,
+    )  # fmt: skip
+
+
 def _set_rows(layer: BinaryLayer) -> None:
     x = layer
+    x.in_planes = False
     listed = (x.pixels, x.pixels, x.outputs)
     listing.list_sets(x.last, x.step, *x.sets)
     lists, where = (*x.sets, x.table, x.base, x.classes), (x.starts, *listed)
@@ -137,4 +203,5 @@ VARIANTS: dict[str, Variant] = {
     "xnor_update": Variant(_xnor_update, cached=True),
     "set_rows": Variant(_set_rows, cached=False, takes=set_rows.can_sum_sets),
     "rows": Variant(_rows, cached=True),
+    "rows_sliced": Variant(_rows_sliced, cached=True, takes=sliced.can_slice),
 }

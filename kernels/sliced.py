@@ -37,6 +37,11 @@ def count_planes(window_bits: int) -> int:
     return max(8, (window_bits // 2 + 2).bit_length() + 1)
 
 
+def can_slice(step: Any) -> bool:
+    """Whether the layer of this STEP can be kept in planes."""
+    return bool(step["kh"] * step["kw"] * step["cin"] <= MAX_SLICED_BITS)
+
+
 def state_sizes(step: Any) -> tuple[int, int]:
     """Words of (planes, set bits N) of a layer; step with `tile` and `planes` set."""
     tiles = int(step["ho"]) * -(-int(step["wo"]) // int(step["tile"])) * max(1, int(step["out_words"]) // 8)

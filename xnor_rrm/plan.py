@@ -359,7 +359,7 @@ class _Builder:
         step["limits"] = self.const["uint16"].add(limits)
         step["inverted"] = self.const["uint64"].add(inverted)
         step["bits"], step["bits_words"] = self.bits[sign.name], words
-        if layer.window_bits <= sliced.MAX_SLICED_BITS and words == step["out_words"]:
+        if sliced.can_slice(step) and words == step["out_words"]:
             self._slice(step, layer, limits, inverted)
         return True
 
