@@ -53,7 +53,7 @@ def bound_ms(operation_count: int, clock_ghz: float) -> float:
 
 
 def fmas_a_cycle() -> int:
-    """512-bit fused multiply-adds that this machine issues a cycle: 1 where they are made of 256-bit halves."""
+    """512-bit fused multiply-adds this machine issues a cycle: 1 where they are made of 256-bit halves."""
     known = machine_fingerprint()
     return 2 if "avx512f" in known["features"] and known["target"] != "znver4" else 1
 

@@ -4,14 +4,15 @@
 
 Equality first: what the cached stream recomputes has the bits that the dense stream computes, and PyTorch's
 values agree up to rounding, or nothing is timed. Then all take turns, in one process on one thread. Ours is
-the convolution's own step of the engine, by its own clock, with the copy into the padded input and the list of
-outputs; PyTorch's is the form of its convolution that `torch_reference` finds the fastest, weights laid out
-ahead, its input channels-last. Neither has anything fused behind it. Every timed call follows an untimed one.
+the convolution's own step of the engine, by the engine's clock, with the copy into the padded input and the
+list of outputs; PyTorch's is the form of its convolution that `torch_reference` finds the fastest, weights laid
+out ahead, its input channels-last. Neither has anything fused behind it. Each timed call follows an untimed one.
 
-Of a changed frame a square holds new values, in the middle, so large that `outputs` (a share) are recomputed.
+Of a changed frame a square in the middle holds new values, so large that a given share of the outputs has to be
+computed again ("outputs" in the results is the share that was).
 
-Names: "dense_vs_torch" is PyTorch's median time over ours: how many times faster we are; "changed_vs_dense" and
-"changed_vs_torch" likewise, by the share of outputs asked for. Writes results/stems.json.
+A ratio "dense_vs_torch" is PyTorch's median time over ours: how many times faster ours is; "changed_vs_dense"
+and "changed_vs_torch" likewise, by the share of outputs asked for. Writes results/stems.json.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Contest:
         return table[frame, np.arange(3)]
 
     def check(self) -> None:
-        """Raises ArithmeticError where the streams' bits differ, or PyTorch's values by more than rounding."""
+        """Raises ArithmeticError where the streams' bits differ, or PyTorch's values beyond rounding."""
         for frame in (self.frame, *(frames[0] for frames in self.changed.values()), self.frame):
             dense, cached = self.dense(frame), self.cached(frame)
             if dense.tobytes() != cached.tobytes():
@@ -140,7 +141,7 @@ def _nanoseconds(stream: Stream) -> int:
 
 
 def _torch_convolution(model: Model) -> Callable[[Any], Callable[[], Any]] | None:
-    """From an input to what computes the convolution by PyTorch's fastest form; None where torch is absent."""
+    """From an input to a call of PyTorch's fastest form of the convolution; None where torch is absent."""
     try:
         import torch
     except ImportError:

@@ -153,7 +153,7 @@ def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
 
 
 def convolution(layer: Conv2d, shape: Shape, tail: Sequence[Layer] = ()) -> Operation:
-    """What computes a float convolution, and the tail folded into it, from inputs of `shape`: torch's fastest."""
+    """torch's fastest form of a float convolution, with the tail folded into it, for inputs of `shape`."""
     return _convolution(layer.weight, layer.bias, layer.window, layer.groups, 0, tail, shape)
 
 
