@@ -34,15 +34,15 @@ FILMED = {
     "pets2001_ds3_cam1_jpg": "intra-coded",
     "wallflower_wavingtrees_bmp": "intra-coded",
 }
-#: A fixed camera's clip is quiet where fewer of ResNet-18's bits than this flip, and else busy. ResNet-18's for
-#: every network, so that a clip is of one group. The share of unchanged pixels does not tell the two apart: a
-#: codec copies most of a busy square (vtest: 66 %), and less of an empty car park (car-detection: 43 %).
+#: A fixed camera's clip is quiet where fewer of ResNet-18's bits than this flip, and else busy. ResNet-18's
+#: for every network, so that a clip is of one group. The share of unchanged pixels would not do: a codec
+#: copies most of a busy square (vtest: 66 %), and less of a quiet road (car-detection: 43 %).
 QUIET_BELOW = 0.05
 YARDSTICK = "resnet18"
 
 
 def groups(benches: Iterable[Json]) -> dict[str, str]:
-    """Of each clip by its name: quiet, busy, moving or intra-coded. Unknown and unmeasured ones are left out."""
+    """Of each clip: quiet, busy, moving or intra-coded. Unknown and unmeasured ones are left out."""
     flips = {b["video"]: b["flip_rate"] for b in benches if b["model"] == YARDSTICK}
     found = {}
     for video, filmed in FILMED.items():
@@ -58,7 +58,7 @@ def groups(benches: Iterable[Json]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Bar:
-    """what : a ratio or a share.  limit : the least it may be, with `most` the largest.  got : its worst case."""
+    """what : a ratio or a share.  limit : its least, with `most` its largest.  got : its worst case."""
 
     what: str
     limit: float
@@ -93,7 +93,7 @@ def rows(
 
 
 def over(bench: Json, slower: str, faster: str) -> float | None:
-    """The ratio of two of its times; 0 where dense and cached differed on a frame, None where one is missing."""
+    """The ratio of two of its times; 0 if dense and cached differed on a frame, None if a time is missing."""
     if not bench.get(slower) or not bench.get(faster):
         return None
     return float(bench[slower] / bench[faster]) if bench["identical"] else 0.0

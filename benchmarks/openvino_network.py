@@ -1,9 +1,9 @@
 """A whole network in OpenVINO, on one thread: the same binary graph as ours, for `bench` to take turns with.
 
-Float layers are OpenVINO's, a `Sign` is a FakeQuantize of two levels, a binary convolution a
-BinaryConvolution. OpenVINO rounds the float layers in its own order, and folds batch-norms into what stands
-beside them: logits agree up to rounding, and to the few signs that rounding turns. `check` holds each binary
-convolution to exact integers on the signs that OpenVINO itself had.
+Float layers are OpenVINO's, a binary convolution is a BinaryConvolution, a `Sign` is a FakeQuantize of two
+levels, the batch-norms before it folded into its limits. OpenVINO rounds the float layers in its own order:
+logits agree up to rounding, and to the few signs that rounding turns. `check` holds each binary convolution to
+exact integers on what OpenVINO itself had before its signs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xnor_rrm.bench import Frame, Lane
 from xnor_rrm.bits import unpack_signs
@@ -37,9 +38,12 @@ from xnor_rrm.preprocess import Preprocessor
 from .peers import ONE_THREAD, openvino_binary_convolution
 from .timing import median_ms, quartiles_ms, timed_ns
 
-#: Above it FakeQuantize answers 1. It compares x > threshold, and a sign x >= 0: so the threshold is the largest
-#: float32 below 0 that is not denormal, as denormal values may count as 0.
-BELOW_ZERO = -np.finfo(np.float32).tiny
+Array = npt.NDArray[Any]
+#: Scales and shifts per channel, applied one after the other: y = x * scale + shift, each rounded.
+Chain = tuple[tuple[Array, Array], ...]
+
+#: Values between which a sign's limits are looked for, and the least that is not denormal.
+FURTHEST, SMALLEST = np.float32(2.0**100), np.finfo(np.float32).tiny
 
 
 class OpenVinoNetwork:
@@ -120,10 +124,9 @@ def check(model: Model, values: Any) -> dict[str, int]:
     so that fewer layers are fused than in `OpenVinoNetwork`. Returns the number of sums compared, by layer.
     """
     graph = _Graph(model)
-    layers = {layer.name: layer for layer in model.layers}
     binary = [layer for layer in model.layers if isinstance(layer, BinaryConv2d)]
-    read = {layer.name: layers[layer.inputs[0]].inputs[0] for layer in binary}
-    nodes = [graph.dots[name] for name in read] + [graph.values[name] for name in read.values()]
+    before = [graph.before_sign(layer.inputs[0]) for layer in binary]
+    nodes = [graph.dots[layer.name] for layer in binary] + [node for node, _ in before]
     request = _compiled(graph, nodes)
     nchw = np.ascontiguousarray(values.transpose(2, 0, 1)[None])  # named: the tensor does not keep it alive
     request.set_input_tensor(_shared(nchw))
@@ -131,8 +134,8 @@ def check(model: Model, values: Any) -> dict[str, int]:
     tensors = [request.get_output_tensor(i).data[0].transpose(1, 2, 0) for i in range(len(nodes))]
     compared = {}
     for index, layer in enumerate(binary):
-        dots, before = tensors[index], tensors[len(binary) + index]
-        if not np.array_equal(dots, exact_dots(before >= 0, layer)):
+        dots, read = tensors[index], tensors[len(binary) + index]
+        if not np.array_equal(dots, exact_dots(_signs(read, before[index][1]), layer)):
             raise ArithmeticError(f"OpenVINO's {layer.name} is not the sum over the signs it read")
         compared[layer.name] = int(dots.size)
     return compared
@@ -153,6 +156,40 @@ def exact_dots(signs: Any, layer: BinaryConv2d) -> Any:
             tap = padded[y : y + (high - 1) * sh + 1 : sh, x : x + (wide - 1) * sw + 1 : sw]
             total += tap @ weights[:, ky, kx].T
     return total.astype(np.int64)
+
+
+def sign_limits(chain: Chain, channels: int) -> tuple[Array, Array]:
+    """float32[C] and bool[C]: the sign of the chain is +1 where x > limit, or where x <= limit if `falling`.
+
+    Exactly, by looking for the one place among all float32 where the chain changes its sign: FakeQuantize
+    compares x > limit, a sign x >= 0, and OpenVINO's own folding rounds the limit.
+    """
+
+    def values(keys: Array) -> Array:  # floats in order of size, numbered from that of 0
+        return np.copysign(np.abs(keys).astype(np.int32).view(np.float32), keys).astype(np.float32)
+
+    furthest = int(FURTHEST.view(np.int32))
+    low, high = (np.full(channels, key, np.int64) for key in (-furthest, furthest))
+    at_low, at_high = (_signs(values(keys), chain) for keys in (low, high))
+    while (high - low > 1).any():  # the chain's sign at `low` is that at the lowest, at `high` another
+        middle = (low + high) // 2
+        same = _signs(values(middle), chain) == at_low
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    limits = values(low)
+    limits = np.where((limits < 0) & (limits > -SMALLEST), -SMALLEST, limits)  # denormals may count as 0
+    limits = np.where((limits > 0) & (limits < SMALLEST), np.float32(0), limits)
+    constant = at_low == at_high
+    limits = np.where(constant, np.where(at_low, -FURTHEST, FURTHEST), limits).astype(np.float32)
+    return limits, at_low & ~constant
+
+
+def _signs(x: Array, chain: Chain) -> Array:
+    """bool[..., C] of float32[..., C]: whether what the chain makes of x is at least 0."""
+    with np.errstate(over="ignore"):
+        for scale, shift in chain:
+            x = x * scale + shift
+    signs: Array = x >= 0
+    return signs
 
 
 # --- the graph ------------------------------------------------------------------------------------
@@ -176,6 +213,8 @@ class _Graph:
         self.dots: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self.kept: list[Any] = []
+        self._model = {layer.name: layer for layer in model.layers}
+        self._shapes = model.shapes
         readers = Counter(name for layer in model.layers for name in layer.inputs)
         for layer in model.layers:
             node = self._node(layer, *(self.values[name] for name in layer.inputs))
@@ -199,8 +238,7 @@ class _Graph:
             case Clip(low=low, high=high):
                 return ops.clamp(inputs[0], low, high)
             case Sign():
-                limit, zero, one = (ops.constant(np.float32(value)) for value in (BELOW_ZERO, 0, 1))
-                return ops.fake_quantize(inputs[0], limit, limit, zero, one, 2)
+                return self._sign(layer)
             case Add():
                 return ops.add(*inputs)
             case Concat():
@@ -215,6 +253,27 @@ class _Graph:
                 begins, ends = _pads(window)
                 return ops.max_pool(inputs[0], list(window.stride), begins, ends, list(window.kernel))
         raise ValueError(f"no OpenVINO graph is built here for {type(layer).__name__} ({layer.name})")
+
+    def before_sign(self, name: str) -> tuple[Any, Chain]:
+        """The node that a Sign layer `name` is taken of, batch-norms aside, and these as a chain.
+
+        Of a binary convolution that is the sum itself, its alpha and bias being in the chain.
+        """
+        layer, chain = self._model[self._model[name].inputs[0]], list[tuple[Array, Array]]()
+        while isinstance(layer, Affine) and layer.inputs[0] in self._model:
+            chain.insert(0, (layer.scale, layer.shift))
+            layer = self._model[layer.inputs[0]]
+        if isinstance(layer, BinaryConv2d):
+            return self.dots[layer.name], ((layer.alpha, layer.bias), *chain)
+        return self.values[layer.name], tuple(chain)
+
+    def _sign(self, layer: Sign) -> Any:
+        ops = self._ops
+        node, chain = self.before_sign(layer.name)
+        limits, falling = sign_limits(chain, self._shapes[layer.name][2])
+        limit = ops.constant(_per_channel(limits))
+        low, high = (ops.constant(_per_channel(value)) for value in (falling, ~falling))
+        return ops.fake_quantize(node, limit, limit, low, high, 2)
 
     def _convolution(self, layer: Conv2d, x: Any) -> Any:
         ops, (begins, ends) = self._ops, _pads(layer.window)

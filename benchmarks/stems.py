@@ -5,11 +5,12 @@
 Equality first: what the cached stream recomputes has the bits that the dense stream computes, and PyTorch's
 values agree up to rounding, or nothing is timed. Then all take turns, in one process on one thread. Ours is
 the convolution's own step of the engine, by the engine's clock, with the copy into the padded input and the
-list of outputs; PyTorch's is the form of its convolution that `torch_reference` finds the fastest, weights laid
-out ahead, its input channels-last. Neither has anything fused behind it. Each timed call follows an untimed one.
+list of outputs; PyTorch's is the form of its convolution that `torch_reference` finds the fastest, weights
+laid out ahead, its input channels-last. Neither has anything fused behind it. Each timed call follows an
+untimed one.
 
-Of a changed frame a square in the middle holds new values, so large that a given share of the outputs has to be
-computed again ("outputs" in the results is the share that was).
+Of a changed frame a square in the middle holds new values, so large that a given share of the outputs has to
+be computed again ("outputs" in the results is the share that was).
 
 A ratio "dense_vs_torch" is PyTorch's median time over ours: how many times faster ours is; "changed_vs_dense"
 and "changed_vs_torch" likewise, by the share of outputs asked for. Writes results/stems.json.
