@@ -2,8 +2,8 @@
 
 Float layers are OpenVINO's, a binary convolution is a BinaryConvolution, a `Sign` is a FakeQuantize of two
 levels, the batch-norms before it folded into its limits. OpenVINO rounds the float layers in its own order:
-logits agree up to rounding, and to the few signs that rounding turns. `check` holds each binary convolution to
-exact integers on what OpenVINO itself had before its signs.
+logits agree up to rounding, and to the few signs that rounding turns. `check` holds each binary convolution
+to exact integers on what OpenVINO itself had before its signs.
 """
 
 from __future__ import annotations
