@@ -105,7 +105,8 @@ def _conv_one(
 ) -> None:
     """`conv_float` of one output pixel, as of a fully connected layer: four blocks of 32 outputs at a time.
 
-    In tiles of eight pixels it would be computed eight times. Bound by reading the weights, once.
+    In tiles of eight pixels it would be computed eight times. Bound by reading the weights, once: 3 MB of them
+    take 34 us warm and 140 cold, for 113 and 201 in tiles.
     """
     bases, places = gather(starts, pixels, 0, 0, 1), scaled(s.lanes, slots, 0, 0, 1)
     size, blocks = s.segments * s.run * 32, s.lanes // 32
