@@ -98,6 +98,22 @@ def _copy_run(x: Any, source: int, padded: Any, at: int, count: int) -> None:
         put(padded, at + i, get(x, source + i))
 
 
+@inline
+def _copy_pixels(x: Any, source: int, stride: int, padded: Any, at: int, words: int, count: int) -> None:
+    """Copy neighbouring pixels of `words` elements, `stride` apart in x, and write nothing behind them."""
+    lanes = 64 // x.itemsize
+    if stride == words:
+        _copy_run(x, source, padded, at, count * words)
+    else:
+        first = 0
+        if words < lanes <= stride:  # a vector a pixel, whose spare lanes the next pixel overwrites
+            first = max(0, count - (lanes - 1) // words)
+            for pixel in range(first):
+                store(padded, at + pixel * words, load(x, source + pixel * stride))
+        for pixel in range(first, count):
+            _copy_run(x, source + pixel * stride, padded, at + pixel * words, words)
+
+
 @jit
 def copy_into_padded(x: Any, stride: int, s: Any, padded: Any) -> None:
     """Copy an input into its padded form, whose border stays as it is.
@@ -106,12 +122,7 @@ def copy_into_padded(x: Any, stride: int, s: Any, padded: Any) -> None:
     """
     for y in range(s.h):
         at = ((y + s.pt) * s.wp + s.pl) * s.words
-        source = y * s.w * stride
-        if stride == s.words:
-            _copy_run(x, source, padded, at, s.w * s.words)
-        else:
-            for column in range(s.w):
-                _copy_run(x, source + column * stride, padded, at + column * s.words, s.words)
+        _copy_pixels(x, y * s.w * stride, stride, padded, at, s.words, s.w)
 
 
 @jit
@@ -122,7 +133,7 @@ def copy_changed_into_padded(x: Any, stride: int, s: Any, changed: Any, padded: 
     the others to the values that they had.
     """
     none = splat(np.uint8(0))
-    together = stride == s.words and s.words < 16
+    together = s.words < 16
     for y in range(s.h):
         row = ((y + s.pt) * s.wp + s.pl) * s.words
         for first in range(0, s.w, 64):
@@ -130,8 +141,8 @@ def copy_changed_into_padded(x: Any, stride: int, s: Any, changed: Any, padded: 
                 continue
             last = min(s.w, first + 64)
             if together:
-                source = (y * s.w + first) * stride
-                _copy_run(x, source, padded, row + first * s.words, (last - first) * s.words)
+                source, at = (y * s.w + first) * stride, row + first * s.words
+                _copy_pixels(x, source, stride, padded, at, s.words, last - first)
             else:
                 for column in range(first, last):
                     if get(changed, y * s.w + column):

@@ -339,6 +339,27 @@ def test_windows_that_hold_a_change_are_listed(seed, share):
 # --- floats, through tiny models --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 8, 16, 17])
+@pytest.mark.parametrize("groups", [3, 8, 33])
+def test_groups_of_one_channel(outputs, groups):
+    """Several groups share a block of lanes, or each has its own."""
+    rng = np.random.default_rng(outputs * 100 + groups)
+    net = Builder(rng, 6, 5)
+    window = Window((3, 3), padding=(1, 1, 1, 1))
+    net.conv(net.conv(INPUT, groups, POINT), groups * outputs, window, groups)
+    check_model(net.model(), rng, frames=1)
+
+
+@pytest.mark.parametrize("cout", [1, 16, 17, 33, 130])
+@pytest.mark.parametrize("size", [1, 5])
+def test_narrow_convolutions_and_single_pixels(cout, size):
+    """Of up to 16 outputs 16 pixels share a tile; a single pixel has a kernel of its own."""
+    rng = np.random.default_rng(cout)
+    net = Builder(rng, 5, 5)
+    net.conv(INPUT, cout, Window((6 - size, 6 - size)))
+    check_model(net.model(), rng, frames=5)
+
+
 def check_model(model: Model, rng: np.random.Generator, frames: int = 3) -> None:
     """Both modes give the oracle's bits on frames that move in every way."""
     dense, cached = model.stream("dense"), model.stream("cached")
