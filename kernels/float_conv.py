@@ -38,8 +38,8 @@ BLOCK = 32
 def pack_weights(weight: Any, groups: int = 1) -> Any:
     """float32[Cout, kH, kW, Cin / groups] -> float32[blocks, kH * kW * Cin / groups, 32].
 
-    Blocks of 32 outputs, the last one filled with zeros: of one group after the other, or of all of them, if a
-    group has one channel and 1, 2, 4, 8 or 16 outputs: that kernel takes several groups at once.
+    Blocks of 32 outputs, the last one filled with zeros: of one group after the other, or of all of them if
+    a group has one channel and 1, 2, 4, 8 or 16 outputs: that kernel takes several groups at once.
     """
     if groups > 1 and not (weight.shape[3] == 1 and 16 % (len(weight) // groups) == 0):
         return np.concatenate([pack_weights(part) for part in np.split(weight, groups)])
