@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from xnor_rrm.kernels.layer import BinaryLayer
 
+from xnor_rrm.machine import machine_fingerprint
+
 OPERATIONS_A_CYCLE = 2
 ASSUMPTION = "two 512-bit operations a cycle at the measured clock; inner-loop operations only"
 
@@ -48,6 +50,22 @@ def operations(variant: str, cached: bool, layer: BinaryLayer, old: Any, new: An
 def bound_ms(operation_count: int, clock_ghz: float) -> float:
     """Milliseconds that so many operations take at least."""
     return operation_count / (OPERATIONS_A_CYCLE * clock_ghz) * 1e-6
+
+
+def fmas_a_cycle() -> int:
+    """512-bit fused multiply-adds this machine issues a cycle: 1 where they are made of 256-bit halves."""
+    known = machine_fingerprint()
+    return 2 if "avx512f" in known["features"] and known["target"] != "znver4" else 1
+
+
+def fma_assumption() -> str:
+    """What `fma_bound_ms` takes this machine to be, in words."""
+    return f"{16 * fmas_a_cycle()} float multiply-adds a cycle at the measured clock; padding included"
+
+
+def fma_bound_ms(macs: float, clock_ghz: float) -> float:
+    """Milliseconds that so many float multiply-adds take at least."""
+    return macs / (16 * fmas_a_cycle() * clock_ghz) * 1e-6
 
 
 def _under_windows(per_pixel: Any, s: Any, tile: int) -> Any:

@@ -83,6 +83,41 @@ class Peer(ABC):
             raise ArithmeticError(f"{type(self).__name__} differs from the dots on {problem.shape}")
 
 
+#: OpenVINO's options for one request at a time on one thread.
+ONE_THREAD = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+
+
+def openvino_binary_convolution(
+    source: Any,
+    bits: Any,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    pad_value: int,
+) -> tuple[Any, Any]:
+    """(BinaryConvolution of a FakeQuantize's output, the buffer of its weights, to be kept as long as it).
+
+    bits : bool[Cout, Cin, kH, kW], True being +1.  padding : (top, bottom, left, right).
+    """
+    import openvino as ov
+    from openvino import opset1 as ops
+
+    # The constant shares this buffer, least significant bit first.
+    buffer = np.packbits(bits.reshape(-1), bitorder="little")
+    tensor = ov.Tensor(buffer, ov.Shape(bits.shape), ov.Type.u1)
+    node = ops.binary_convolution(
+        source,
+        ov.op.Constant(tensor, shared_memory=True),
+        list(stride),
+        [padding[0], padding[2]],
+        [padding[1], padding[3]],
+        list(dilation),
+        "xnor-popcount",
+        float(pad_value),
+    )
+    return node, buffer
+
+
 class OpenVino(Peer):
     """OpenVINO's BinaryConvolution on one thread: Parameter, FakeQuantize, BinaryConvolution, Result.
 
@@ -101,28 +136,20 @@ class OpenVino(Peer):
         s = problem.shape
         if s.cin % 8:
             raise ValueError(f"2026.4 answers wrongly where Cin is no multiple of 8; it is {s.cin}")
-        # The constant shares this buffer, least significant bit first over (Cout, Cin, kH, kW).
-        bits = (problem.weight_signs > 0).transpose(0, 3, 1, 2)
-        self._buffer = np.packbits(bits.reshape(-1), bitorder="little")
-        tensor = ov.Tensor(self._buffer, ov.Shape(bits.shape), ov.Type.u1)
         source = ops.parameter([1, s.cin, s.h, s.w], np.float32)
         zero, one = (ops.constant(np.float32(value)) for value in (0, 1))
         binarized = ops.fake_quantize(source, zero, zero, zero, one, 2)
-        convolution = ops.binary_convolution(
-            binarized,
-            ov.op.Constant(tensor, shared_memory=True),
-            [s.stride, s.stride],
-            [s.padding[0], s.padding[2]],
-            [s.padding[1], s.padding[3]],
-            [1, 1],
-            "xnor-popcount",
-            float(s.pad_value),
+        bits = (problem.weight_signs > 0).transpose(0, 3, 1, 2)
+        stride = (s.stride, s.stride)
+        convolution, self._buffer = openvino_binary_convolution(
+            binarized, bits, stride, s.padding, (1, 1), s.pad_value
         )
         graph = ov.Model([convolution], [source])
-        options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
         self._input = np.ascontiguousarray(problem.frame_signs.transpose(2, 0, 1)[None].astype(np.float32))
         self._plain, self._counted = (
-            ov.Core().compile_model(graph, "CPU", {**options, "PERF_COUNT": counted}).create_infer_request()
+            ov.Core()
+            .compile_model(graph, "CPU", {**ONE_THREAD, "PERF_COUNT": counted})
+            .create_infer_request()
             for counted in (False, True)
         )
         for request in (self._plain, self._counted):

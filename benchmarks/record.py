@@ -2,9 +2,10 @@
 
     python -m benchmarks.record MODEL VIDEO [VIDEO ...] [--frames N] [--out FOLDER]
 
-MODEL is "default", "resnet18" (converted from the data folder), a model file, or a checkpoint that can be
-converted. VIDEO is a path, or the name of a clip in the data folder. Recordings are large (ResNet-18: 6 to
-15 MB for 60 frames) and made of other people's clips: they go to a cache folder outside the repository.
+MODEL is "default", "resnet18" or "quicknet" (converted from the data folder), a model file, or a checkpoint
+that can be converted. VIDEO is a path, or the name of a clip in the data folder. Recordings are large
+(ResNet-18: 6 to 15 MB for 60 frames) and made of other people's clips: they go to a cache folder outside the
+repository.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from xnor_rrm.video import VideoReader
 
 from . import output
 
-RESNET18 = "models/bmxnet_resnet18_imagenet/binarized_32_resnet-18-binary-0001.params"
+#: Networks of the data folder, by the name that stands for them here.
+NETWORKS = {
+    "resnet18": "models/bmxnet_resnet18_imagenet/binarized_32_resnet-18-binary-0001.params",
+    "quicknet": "models/quicknet_imagenet/quicknet.tflite",
+}
 
 
 def data_folder() -> Path:
@@ -47,7 +52,7 @@ def open_model(name: str) -> Model:
     """What MODEL stands for; see the module's text. Raises XnorError, or OSError where there is no file."""
     if name == "default":
         return default_model()
-    path = data_folder() / RESNET18 if name == "resnet18" else Path(name)
+    path = data_folder() / NETWORKS[name] if name in NETWORKS else Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"no network at {path}; set XNOR_RRM_DATA to the data folder")
     return xnor_rrm.load(path) if path.suffix == ".xnor" else xnor_rrm.convert(path)
@@ -67,7 +72,7 @@ def clips() -> list[str]:
 
 def short_name(name: str) -> str:
     """Part of a result's file name: a model's name, or a clip's without its folder and suffix."""
-    return Path(name).stem if name not in ("default", "resnet18") else name
+    return name if name in ("default", *NETWORKS) else Path(name).stem
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,23 @@ is slower, the ratio is **bold**.
 
 BARS = """## Bars
 
-What was set out to be reached, and the least favourable layer or clip of each.
+What was set out to be reached, and the least favourable layer, clip or stem of each. Whole networks: ours
+from the raw frame to the logits, PyTorch and OpenVINO without resizing and cropping. A clip of a fixed camera
+is *quiet* where fewer than {quiet:.0%} of ResNet-18's bits flip, and else *busy*; *intra-coded* clips are
+stored frame by frame, with noise in every pixel (`benchmarks/bars.py` says which).
 
 """
 BENCH = """## Whole networks
 
-From the raw frame to the logits; dense and cached streams take turns.
+From the raw frame to the logits; dense and cached streams take turns, and PyTorch and OpenVINO with them:
+these two without resizing and cropping ("preprocess"). OpenVINO has the same graph, binary where ours is
+(`benchmarks/openvino_network.py`). *Overhead* is what is neither preprocessing nor in a step of the compiled
+plan: Python and dispatch, as a share of the cached frame.
+"""
+STEMS = """## Stems
+
+A network's first, float convolution: ours against PyTorch's (oneDNN), and when a share of the outputs has to
+be computed again. Bound: {assumption}.
 """
 DENSE = """## Dense kernels and other engines
 
@@ -61,16 +72,17 @@ Json = dict[str, Any]
 Row = Sequence[str]
 
 
-def load(results: Path) -> tuple[list[Json], Json | None, Json | None]:
-    """(every bench_*.json in name order, kernels.json, replay.json), None for what is not there."""
+def load(results: Path) -> tuple[list[Json], Json | None, Json | None, Json | None]:
+    """(every bench_*.json in name order, kernels, replay and stems.json), None for what is not there."""
 
     def read(path: Path) -> Json:
         content: Json = json.loads(path.read_text(encoding="utf-8"))
         return content
 
     benches = [read(path) for path in sorted(results.glob("bench_*.json"))]
-    kernels, replay = (results / f"{name}.json" for name in ("kernels", "replay"))
-    return benches, read(kernels) if kernels.exists() else None, read(replay) if replay.exists() else None
+    others = (results / f"{name}.json" for name in ("kernels", "replay", "stems"))
+    kernels, replay, stems = (read(path) if path.exists() else None for path in others)
+    return benches, kernels, replay, stems
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -154,20 +166,29 @@ def bench_table(benches: Sequence[Json]) -> str:
 
 def bench_section(benches: Sequence[Json]) -> str:
     binary = ("binary_popcount_ms", "binary_dense_ms", "binary_cached_ms")
-    known = ("dense_ms", "cached_ms", *binary, "torch_fp32_ms")
-    names = [name for name in known if all(name in b for b in benches)]
+    known = ("dense_ms", "cached_ms", "preprocess_ms", *binary, "torch_fp32_ms", "openvino_ms")
+    names = [name for name in known if any(name in b for b in benches)]
+    group = bars.groups(benches)
     columns = (
         "network, clip",
+        "group",
         "frames",
         "identical",
         *(name.removesuffix("_ms").replace("_", " ") for name in names),
+        "torch fp32 / dense",
+        "OpenVINO / dense",
+        "overhead",
     )
     rows = [
         (
             f"{b['model']}, {b['video']}",
+            group.get(b["video"], "-"),
             str(b["frames"]),
             "yes" if b["identical"] else f"**no**, frame {b['first_difference']}",
-            *(ms(b[name], b["spread"].get(name)) for name in names),
+            *(ms(b.get(name), b["spread"].get(name)) for name in names),
+            times(bars.over(b, "torch_fp32_ms", "dense_ms")),
+            times(bars.over(b, "openvino_ms", "dense_ms")),
+            share(b.get("overhead")),
         )
         for b in benches
     ]
@@ -175,6 +196,32 @@ def bench_section(benches: Sequence[Json]) -> str:
     last = max(benches, key=lambda b: str(b["date"]))
     made = made_by({**last, "command": commands.strip()})
     return f"{BENCH}\n{bench_table(benches)}\n{table(columns, rows)}\n{made}"
+
+
+def stems_section(stems: Json) -> str:
+    shares = list(stems["stems"][0]["changed"])
+    columns = (
+        "stem", "ours", "of its bound", "PyTorch", "PyTorch / ours",
+        *(f"ours, {float(each):.0%} of outputs" for each in shares),
+        *(f"dense / {float(each):.0%}" for each in shares),
+    )  # fmt: skip
+    rows = []
+    for stem in stems["stems"]:
+        ours, theirs, ratios = stem["dense"], stem["torch"] or {}, stem["ratios"]
+        (high, wide), (kernel, _) = stem["size"], stem["kernel"]
+        shape = f"{stem['cin']}->{stem['cout']}@{high}x{wide}, {kernel}x{kernel}/{stem['stride']}"
+        rows.append(
+            (
+                f"{stem['name']} {shape}",
+                ms(ours["ms"], ours["quartiles_ms"]),
+                share(ours["share"]),
+                ms(theirs.get("ms"), theirs.get("quartiles_ms")),
+                times(ratios["dense_vs_torch"]),
+                *(ms(stem["changed"][each]["ms"], stem["changed"][each]["quartiles_ms"]) for each in shares),
+                *(times(ratios["changed_vs_dense"][each]) for each in shares),
+            )
+        )
+    return f"{STEMS.format(assumption=stems['assumption'])}\n{table(columns, rows)}\n{made_by(stems)}"
 
 
 def dense_section(kernels: Json) -> str:
@@ -281,12 +328,15 @@ def _two(ratios: Json, rate: str) -> str:
 
 def document(results: Path) -> str:
     """The text of docs/benchmarks.md; sections without results are left out."""
-    benches, kernels, replay = load(results)
+    benches, kernels, replay, stems = load(results)
     sections = [HEADER]
-    if kernels or replay:
-        sections.append(BARS + table(bars.COLUMNS, bars.rows(kernels, replay)))
+    if benches or kernels or replay or stems:
+        text = BARS.format(quiet=bars.QUIET_BELOW)
+        sections.append(text + table(bars.COLUMNS, bars.rows(kernels, replay, benches, stems)))
     if benches:
         sections.append(bench_section(benches))
+    if stems:
+        sections.append(stems_section(stems))
     if replay:
         sections.append(replay_section(replay))
     if kernels:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .bitpack import diff_into_padded
 from .clock import now
 from .elementwise import normalise, run_program
@@ -20,6 +22,7 @@ from .listing import list_flips, list_sets
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
+from .simd import get, put
 from .sliced import slice_sums
 from .threshold import threshold_bits
 from .window import (
@@ -95,8 +98,8 @@ class Scratch(NamedTuple):
     timespec: Any
 
 
-#: What a step reports of a frame: path, flips (binary), changed inputs or (of the input step) pixels that the
-#: threshold held back, outputs computed, nanoseconds.
+#: What a step reports of a frame: path, flips (binary) or (of the input step) pixels that the threshold held
+#: back, outputs computed, nanoseconds.
 REPORT = 4
 
 INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV, COPY = (int(kind) for kind in Kind)
@@ -206,7 +209,7 @@ def _float_conv(
         copy_into_padded(x, s.x_stride, s, padded)
         count = list_all(s.ho * s.wo, pixels)
     else:
-        report[1] = copy_changed_into_padded(x, s.x_stride, s, changed, padded)
+        copy_changed_into_padded(x, s.x_stride, s, changed, padded)
         count = list_windows(changed, s, state.u8, pixels)
         if fused:
             _clear_targets(e, const, state)
@@ -214,7 +217,7 @@ def _float_conv(
             mask = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
             mask[:] = 0
             for i in range(count):
-                mask[pixels[i]] = 1
+                put(mask, get(pixels, i), np.uint8(1))
     weights = const.f32[s.weights : s.weights + s.weights_size]
     bias = const.f32[s.bias : s.bias + s.lanes]
     starts = const.i64[s.starts : s.starts + s.ho * s.wo]

@@ -604,14 +604,13 @@ def tile_of(_typing: Any, vectors: Any, base: Any) -> Any:
     return tile(vectors, base), emit
 
 
-def _tile_step(
-    combine: Callable[[Any, Any, Any, Any], Any], lane_by_lane: bool = False
-) -> Callable[..., Any]:
+def _tile_step(combine: Callable[[Any, Any, Any, Any], Any], lanes_a_value: int = 0) -> Callable[..., Any]:
     """The heart of a register-tiled kernel: every pixel's scalar meets every weight vector.
 
     tile[p * V + v] = combine(tile[p * V + v], splat(x[base[p] + offset]), load(w, at + v * lanes))
 
-    lane_by_lane : the pixel's own vectors load(x, base[p] + offset + v * lanes) take the scalar's place.
+    lanes_a_value : instead of one scalar, the pixel's values from x[base[p] + offset] on, each for so many
+        lanes (1, 2, 4, ... or all of a vector); up to a vector behind the last one is read.
     """
 
     def typed(_typing: Any, tile: Any, x: Any, base: Any, offset: Any, w: Any, at: Any) -> Any:
@@ -626,14 +625,17 @@ def _tile_step(
                 weights.append(builder.load(pointer, align=w.dtype.bitwidth // 8))
             for p in range(len(base)):
                 index = builder.add(builder.extract_value(bases, p), offset_value)
-                if not lane_by_lane:
+                if not lanes_a_value:
                     scalar = builder.load(_lane_pointer(context, builder, sig.args[1], x_value, index))
                     activation = splat_value(builder, scalar, tile.dtype.count)
                 for v in range(vectors):
-                    if lane_by_lane:
-                        lane = builder.add(index, index.type(v * tile.dtype.count))
+                    if lanes_a_value:
+                        lane = builder.add(index, index.type(v * tile.dtype.count // lanes_a_value))
                         pointer = vector_pointer(context, builder, sig.args[1], x_value, lane, kind)
                         activation = builder.load(pointer, align=x.dtype.bitwidth // 8)
+                        order = [i // lanes_a_value for i in range(tile.dtype.count)]
+                        places = ir.Constant(ir.VectorType(I32, len(order)), order)
+                        activation = builder.shuffle_vector(activation, activation, places)
                     old = builder.extract_value(tile_value, p * vectors + v)
                     new = combine(builder, old, activation, weights[v])
                     tile_value = builder.insert_value(tile_value, new, p * vectors + v)
@@ -648,8 +650,10 @@ def _tile_step(
 tile_xnor = intrinsic(_tile_step(lambda b, total, x, w: b.add(total, _popcount(b, b.xor(x, w)))))
 #: tile += x * w, rounded once, float32 lanes.
 tile_fma = intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total)))
-#: The same with a value of its own for each lane.
-tile_fma_lanes = intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total), lane_by_lane=True))
+#: The same with a value of its own for each lane, or for each 2, 4, 8, 16 lanes.
+tile_fma_lanes, tile_fma_by2, tile_fma_by4, tile_fma_by8, tile_fma_by16 = (
+    intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total), count)) for count in (1, 2, 4, 8, 16)
+)
 
 
 @intrinsic

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .jit import jit
-from .simd import get, load, put, store
+from .jit import inline, jit
+from .simd import differs, get, load, put, splat, store
 
 
 @jit
@@ -42,46 +42,76 @@ def mark_flipped(diff: Any, s: Any, changed: Any) -> None:
             at += words
 
 
-@jit
-def list_windows(changed: Any, s: Any, touched: Any, pixels: Any) -> int:
-    """List the output pixels whose window holds a changed input pixel. Returns their number.
+def scratch_bytes(padded_width: int) -> int:
+    """Bytes of scratch that `list_windows` needs for an input so wide with its padding."""
+    return 2 * (padded_width + 192)
 
-    changed : uint8[h * w].  touched : uint8[(h + 1) * wo] scratch.  A dilated window counts as solid, which
-    can only recompute an output that stays the same.  Cost: a read of `changed` for each column of a kernel
-    row, on rows with any change, then kH reads an output.
+
+@jit
+def list_windows(changed: Any, s: Any, scratch: Any, pixels: Any) -> int:
+    """List the output pixels with a changed input pixel under a tap of their window. Returns their number.
+
+    changed : uint8[h * w], up to 63 bytes behind it are read.  scratch : uint8[scratch_bytes(wp)].
+
+    Row by row of the output: the marks under the window's rows are joined into one padded line, those under
+    its columns into another, 64 marks an operation; only the outputs of rows with a change are looked at.
     """
-    height, width, columns, stride, left = s.h, s.w, s.wo, s.sw, s.pl
-    reach_y, reach_x = s.dh * (s.kh - 1) + 1, s.dw * (s.kw - 1) + 1
-    for y in range(height):
-        out, row = y * columns, y * width
-        seen = np.uint8(0)
-        for x in range(width):
-            seen |= get(changed, row + x)
-        for ox in range(columns):
-            put(touched, out + ox, np.uint8(0))
-        if seen == 0:
-            continue
-        for kx in range(reach_x):
-            # The outputs whose tap kx is inside the image.
-            first = max(0, (left - kx + stride - 1) // stride)
-            last = min(columns - 1, (width - 1 + left - kx) // stride)
-            source = row + first * stride + kx - left
-            for i in range(last - first + 1):
-                mark = get(touched, out + first + i) | get(changed, source + i * stride)
-                put(touched, out + first + i, mark)
-    count, line = 0, height * columns
+    width, columns, stride, left = s.w, s.wo, s.sw, s.pl
+    joined = s.wp + 192
+    none = splat(np.uint8(0))
+    for x in range(0, left, 64):
+        store(scratch, x, none)
+    count = 0
     for oy in range(s.ho):
         top = oy * s.sh - s.pt
-        first, last = max(0, top), min(height, top + reach_y)
-        for ox in range(columns):
-            put(touched, line + ox, get(touched, first * columns + ox) if first < last else np.uint8(0))
-        for y in range(first + 1, last):
-            for ox in range(columns):
-                put(touched, line + ox, get(touched, line + ox) | get(touched, y * columns + ox))
+        first = top if top >= 0 else top + (s.dh - 1 - top) // s.dh * s.dh  # the first tap inside the image
+        last = min(s.h, top + s.kh * s.dh)
+        seen = none
+        for x in range(0, width, 64):
+            marks = none
+            for y in range(first, last, s.dh):
+                marks = marks | load(changed, y * width + x)
+            store(scratch, left + x, marks)
+            seen = seen | marks
+        if not differs(seen, none):
+            continue
+        for x in range(left + width, s.wp, 64):  # what was read behind the row
+            store(scratch, x, none)
+        for x in range(0, (columns - 1) * stride + 1, 64):
+            marks = load(scratch, x)
+            for kx in range(1, s.kw):
+                marks = marks | load(scratch, x + kx * s.dw)
+            store(scratch, joined + x, marks)
         for ox in range(columns):
             put(pixels, count, oy * columns + ox)
-            count += get(touched, line + ox) != 0
+            count += get(scratch, joined + ox * stride) != 0
     return count
+
+
+@inline
+def _copy_run(x: Any, source: int, padded: Any, at: int, count: int) -> None:
+    """padded[at ...] = x[source ...], `count` elements and nothing behind them."""
+    lanes = 64 // x.itemsize
+    for i in range(0, count - lanes + 1, lanes):
+        store(padded, at + i, load(x, source + i))
+    for i in range(count - count % lanes, count):
+        put(padded, at + i, get(x, source + i))
+
+
+@inline
+def _copy_pixels(x: Any, source: int, stride: int, padded: Any, at: int, words: int, count: int) -> None:
+    """Copy neighbouring pixels of `words` elements, `stride` apart in x, and write nothing behind them."""
+    lanes = 64 // x.itemsize
+    if stride == words:
+        _copy_run(x, source, padded, at, count * words)
+    else:
+        first = 0
+        if words < lanes <= stride:  # a vector a pixel, whose spare lanes the next pixel overwrites
+            first = max(0, count - (lanes - 1) // words)
+            for pixel in range(first):
+                store(padded, at + pixel * words, load(x, source + pixel * stride))
+        for pixel in range(first, count):
+            _copy_run(x, source + pixel * stride, padded, at + pixel * words, words)
 
 
 @jit
@@ -90,32 +120,31 @@ def copy_into_padded(x: Any, stride: int, s: Any, padded: Any) -> None:
 
     x : [h * w * stride], the first `words` elements of a pixel are its value (floats or packed bits).
     """
-    lanes = 64 // x.itemsize
     for y in range(s.h):
         at = ((y + s.pt) * s.wp + s.pl) * s.words
-        source = y * s.w * stride
-        if stride == s.words:
-            row = s.w * s.words
-            for i in range(0, row - lanes + 1, lanes):
-                store(padded, at + i, load(x, source + i))
-            for i in range(row - row % lanes, row):
-                put(padded, at + i, get(x, source + i))
-        else:
-            for column in range(s.w):
-                for c in range(s.words):
-                    padded[at + column * s.words + c] = x[source + column * stride + c]
+        _copy_pixels(x, y * s.w * stride, stride, padded, at, s.words, s.w)
 
 
 @jit
-def copy_changed_into_padded(x: Any, stride: int, s: Any, changed: Any, padded: Any) -> int:
-    """`copy_into_padded` of the pixels marked in `changed` (uint8[h * w]). Returns their number."""
-    count = 0
+def copy_changed_into_padded(x: Any, stride: int, s: Any, changed: Any, padded: Any) -> None:
+    """`copy_into_padded` of the pixels marked in `changed` (uint8[h * w], up to 63 bytes behind it are read).
+
+    Of few channels a pixel costs more to skip than to copy: then 64 pixels are copied where one has changed,
+    the others to the values that they had.
+    """
+    none = splat(np.uint8(0))
+    together = s.words < 16
     for y in range(s.h):
-        at = ((y + s.pt) * s.wp + s.pl) * s.words
-        for column in range(s.w):
-            if changed[y * s.w + column]:
-                count += 1
-                source = (y * s.w + column) * stride
-                for c in range(s.words):
-                    padded[at + column * s.words + c] = x[source + c]
-    return count
+        row = ((y + s.pt) * s.wp + s.pl) * s.words
+        for first in range(0, s.w, 64):
+            if not differs(load(changed, y * s.w + first), none):
+                continue
+            last = min(s.w, first + 64)
+            if together:
+                source, at = (y * s.w + first) * stride, row + first * s.words
+                _copy_pixels(x, source, stride, padded, at, s.words, last - first)
+            else:
+                for column in range(first, last):
+                    if get(changed, y * s.w + column):
+                        source = (y * s.w + column) * stride
+                        _copy_run(x, source, padded, row + column * s.words, s.words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import naive
@@ -13,12 +14,28 @@ from models import Builder, random_frames
 from xnor_rrm.kernels import xnor
 from xnor_rrm.kernels.layer import VARIANTS, BinaryLayer, Variant
 
-from xnor_rrm.model import INPUT, Window
+from xnor_rrm.bench import bench
+from xnor_rrm.model import INPUT, Sign, Upsample, Window
+from xnor_rrm.preprocess import Preprocessor
 from xnor_rrm.stats import flip_rate
+from xnor_rrm.video import VideoReader
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import bounds, kernels, output, peers, record, replay, run, tables, timing
+from benchmarks import (
+    bars,
+    bounds,
+    kernels,
+    openvino_network,
+    output,
+    peers,
+    record,
+    replay,
+    run,
+    stems,
+    tables,
+    timing,
+)
 from benchmarks.layershapes import LayerShape, read_shapes, select, unpack
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
@@ -175,6 +192,264 @@ def test_absent_peers_are_named(monkeypatch):
     assert "not installed" in absent["openvino"]
 
 
+# --- a whole network in OpenVINO ------------------------------------------------------------------
+
+
+def network_for_openvino(seed=0, ties=False):
+    """Every kind of layer that is built there: shortcuts with one reader and with two, each value of padding.
+
+    Added and normalised sums stand before signs, which is where engines fuse most; scales of both signs.
+    """
+    net = Builder(np.random.default_rng(seed), 16, 16, ties=ties)
+    top = net.relu(net.affine(net.conv(INPUT, 64, Window((3, 3), (2, 2), (0, 1, 0, 1)))))
+    top = net.max_pool(top, Window((3, 3), padding=(1, 1, 1, 1)))
+    sign = net.sign(net.affine(top))
+    top = net.plus(net.binary(sign, 64, SAME, pad_value=1), net.binary(sign, 64, Window((1, 1))))
+    sign = net.sign(net.affine(top))  # alone reads the addition
+    top = net.binary(sign, 64, SAME, pad_value=-1)
+    other = net.plus(net.prelu(top), net.clip(net.affine(net.binary(sign, 64, SAME, pad_value=0))))
+    top = net.concat(other, net.plus(net.binary(net.affine(other), 64, SAME), other))
+    top = net.conv(top, 128, SAME, groups=4)
+    top = net.avg_pool(net.binary(top, 72, Window((3, 3), (2, 2), (0, 1, 0, 1)), pad_value=1), Window((2, 2)))
+    net.conv(top, 10, net.whole(top))
+    return net.model()
+
+
+@pytest.fixture
+def openvino():
+    if why := peers.OpenVino.missing():
+        pytest.skip(why)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_openvino_computes_the_network(openvino, seed):
+    """Sums exactly, on the signs it has itself; logits against the oracle's, where no sign is turned."""
+    model = network_for_openvino(seed)
+    network = openvino_network.OpenVinoNetwork(model)
+    for frame in random_frames(np.random.default_rng(seed), 3, 16, 16, "all"):
+        values = naive.network_input(model, frame)
+        compared = openvino_network.check(model, values)
+        assert list(compared.values()) == [*[8 * 8 * 64] * 5, 4 * 4 * 72]
+        expected = naive.forward(model, values)[model.layers[-1].name].reshape(-1)
+        assert np.allclose(network(values), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_openvino_takes_zero_as_plus_one(openvino):
+    """Sums of small integers meet zero, where a FakeQuantize of its own would answer -1."""
+    net = Builder(np.random.default_rng(0), 8, 8, ties=True)
+    top = net.binary(net.binary(net.conv(INPUT, 64, SAME), 64, SAME, pad_value=1), 64, SAME, pad_value=1)
+    net.conv(top, 10, net.whole(top))
+    model = net.model()
+    frame = next(iter(random_frames(np.random.default_rng(0), 1, 8, 8, "all")))
+    values = naive.network_input(model, frame)
+    every = naive.forward(model, values)
+    assert any((every[layer.inputs[0]] == 0).any() for layer in model.layers if isinstance(layer, Sign))
+    expected = every[model.layers[-1].name].reshape(-1)
+    assert np.allclose(openvino_network.OpenVinoNetwork(model)(values), expected, rtol=1e-5, atol=1e-2)
+
+
+def test_limits_are_those_of_the_sign():
+    """At each limit and the floats beside it, by the oracle's batch-norms; scales of both signs, 0, ties."""
+    net = Builder(np.random.default_rng(0), 1, 1, channels=3)
+    net.affine(net.affine(net.conv(INPUT, 200, Window((1, 1)))))
+    first, second = ((layer.scale.copy(), layer.shift.copy()) for layer in net.layers[1:])
+    first[0][:4], first[1][:4] = (1, 2, -1, 0.5), (0, 3, 7, 288)
+    second[0][:4], second[1][:4] = 1, (0, 0, 0, -300)
+    limits, falling = openvino_network.sign_limits((first, second), 200)
+    for x in (np.nextafter(limits, -np.inf), limits, np.nextafter(limits, np.inf)):
+        x = x.astype(np.float32)
+        expected = naive.affine(naive.affine(x, *first), *second) >= 0
+        # Denormal values may be taken for 0, and larger ones than any sum do not come.
+        steady = (np.abs(x) >= openvino_network.SMALLEST) & (np.abs(x) < openvino_network.FURTHEST)
+        assert np.array_equal(np.where(falling, x <= limits, x > limits)[steady], expected[steady])
+    assert 20 < falling.sum() < 180
+    assert (limits == openvino_network.FURTHEST).any()  # of scale 0, never +1
+    zero = openvino_network.sign_limits((), 1)[0]
+    assert -1e-37 < zero[0] < 0
+
+
+def test_openvino_s_wrong_sums_are_told(openvino, monkeypatch):
+    model = network_for_openvino()
+    values = np.zeros(model.input_shape, np.float32)
+    right = openvino_network.exact_dots
+
+    def one_off(signs, layer):
+        dots = right(signs, layer)
+        dots[0, 0, 0] += 2
+        return dots
+
+    monkeypatch.setattr(openvino_network, "exact_dots", one_off)
+    with pytest.raises(ArithmeticError, match="binary"):
+        openvino_network.check(model, values)
+
+
+@pytest.mark.parametrize("pad_value", [-1, 0, 1])
+def test_exact_dots_are_the_oracle_s(pad_value):
+    net = Builder(np.random.default_rng(0), 7, 6, channels=3)
+    net.binary(net.conv(INPUT, 70, SAME), 5, Window((3, 2), (2, 1), (1, 0, 0, 1), (1, 2)), pad_value)
+    layer = net.layers[-1]
+    signs = np.random.default_rng(1).random((7, 6, 70)) < 0.5
+    weights = unpack(layer.weight, 70).astype(np.int64)
+    window = layer.window
+    geometry = (window.stride, window.padding, window.dilation, pad_value)
+    expected = naive.binary_conv(np.where(signs, 1, -1), weights, *geometry)
+    assert np.array_equal(openvino_network.exact_dots(signs, layer), expected)
+
+
+def test_networks_openvino_gets_wrong_are_refused(openvino):
+    net = Builder(np.random.default_rng(0), 8, 8)
+    net.binary(net.conv(INPUT, 70, SAME), 8, SAME)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        openvino_network.OpenVinoNetwork(net.model())
+    net = Builder(np.random.default_rng(0), 8, 8)
+    net.upsample(net.conv(INPUT, 8, SAME), 2)
+    with pytest.raises(ValueError, match=Upsample.__name__):
+        openvino_network.OpenVinoNetwork(net.model())
+
+
+def test_openvino_takes_its_turn_in_a_bench(openvino):
+    model = network_for_openvino()
+    lane = openvino_network.OpenVinoLane(model, openvino_network.OpenVinoNetwork(model))
+    bench(model, random_frames(np.random.default_rng(0), 4, 16, 16, "noise"), peers=False, watch=lane)
+    facts = lane.facts()
+    assert facts["openvino_same_top1"] == 1
+    assert 0 < facts["quartiles_ms"][0] <= facts["openvino_ms"] <= facts["quartiles_ms"][1]
+
+
+def test_openvino_runs_resnet18(openvino, data_folder, monkeypatch):
+    """The real network: exact sums in each of its binary layers, and our class on every frame."""
+    monkeypatch.setenv("XNOR_RRM_DATA", str(data_folder))
+    model = record.open_model("resnet18")
+    network = openvino_network.OpenVinoNetwork(model)
+    stream = model.stream("dense")
+    frames = islice(VideoReader(record.clip_path("vtest.avi")), 0, 30, 10)
+    table = model.input_rule.table()
+    for frame in frames:
+        values = table[Preprocessor(model.input_rule)(frame), np.arange(3)]
+        assert len(openvino_network.check(model, values)) == 19 + 1
+        ours, theirs = stream(frame), network(values)
+        assert ours.argmax() == theirs.argmax()
+
+
+# --- stems ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_stems(monkeypatch):
+    small = (stems.Stem("even", 3, 2, (0, 1, 0, 1), 8, 32), stems.Stem("wide", 7, 4, (3, 3, 3, 3), 40, 40))
+    monkeypatch.setattr(stems, "STEMS", small)
+
+
+def test_stems_write_their_results(small_stems, tmp_path):
+    stems.main(["--rounds", "2", "--results", str(tmp_path)])
+    result = json.loads((tmp_path / "stems.json").read_text())
+    assert [stem["name"] for stem in result["stems"]] == ["even", "wide"]
+    assert {"command", "date", "machine", "versions", "assumption"} <= result.keys()
+    even, _ = result["stems"]
+    assert even["macs"] == 16 * 16 * 8 * 27
+    for stem in result["stems"]:
+        assert stem["rounds"] == 2
+        assert set(stem["changed"]) == {"0.05", "0.2", "0.5"}
+        for share, row in stem["changed"].items():
+            assert row["outputs"] == pytest.approx(float(share), rel=0.4)
+        for row in (stem["dense"], *stem["changed"].values()):
+            assert row["quartiles_ms"][0] <= row["ms"] <= row["quartiles_ms"][1]
+            assert row["bound_ms"] > 0
+    text = tables.update(tmp_path).read_text()
+    assert "## Stems" in text
+    assert "even 3->8@32x32, 3x3/2" in text
+
+
+def test_a_stem_that_differs_is_refused(small_stems, tmp_path, monkeypatch):
+    right = stems.Stream.__call__
+
+    def wrong(stream, frame):
+        logits = right(stream, frame)
+        if stream.mode == "cached":
+            logits[0] = -logits[0]
+        return logits
+
+    monkeypatch.setattr(stems.Stream, "__call__", wrong)
+    with pytest.raises(ArithmeticError, match="cached differs"):
+        stems.main(["even", "--rounds", "1", "--no-torch", "--results", str(tmp_path)])
+    assert not (tmp_path / "stems.json").exists()
+
+
+def test_pytorch_s_stem_is_compared(small_stems, one_thread, monkeypatch):
+    contest = stems.Contest(stems.STEMS[0], (0.2,), seed=0)
+    contest.check()
+    other = stems.Contest(stems.STEMS[0], (0.2,), seed=1)
+    contest.torch = other.torch
+    with pytest.raises(ArithmeticError, match="PyTorch"):
+        contest.check()
+
+
+@pytest.mark.parametrize(
+    ("target", "features", "expected"),
+    [("znver4", ["avx512f"], 1), ("sapphirerapids", ["avx512f"], 2), ("haswell", ["avx2"], 1)],
+)
+def test_float_bounds_know_the_machine(monkeypatch, target, features, expected):
+    monkeypatch.setattr(bounds, "machine_fingerprint", lambda: {"target": target, "features": features})
+    assert bounds.fmas_a_cycle() == expected
+    assert bounds.fma_bound_ms(16e6 * expected, clock_ghz=1.0) == 1.0
+    assert bounds.fma_assumption().startswith(f"{16 * expected} ")
+
+
+# --- bars -----------------------------------------------------------------------------------------
+
+
+def bench_of(model, video, **facts):
+    known = {"identical": True, "flip_rate": 0.06, "dense_ms": 4.0, "cached_ms": 2.0, "overhead": 0.02}
+    return {"model": model, "video": video, **known, "torch_fp32_ms": 40.0, "openvino_ms": 9.0, **facts}
+
+
+def bars_of(*benches):
+    return {row[0]: row[1:] for row in bars.rows(None, None, benches)}
+
+
+def test_clips_are_grouped_by_camera_and_resnet18_s_flips():
+    benches = [
+        bench_of("resnet18", "vtest.avi", flip_rate=0.0499),
+        bench_of("resnet18", "cup.mp4", flip_rate=0.05),
+        bench_of("quicknet", "highway.mp4", flip_rate=0.01),  # unknown: another network's
+        bench_of("resnet18", "somebody_s.mp4", flip_rate=0.01),
+    ]
+    group = bars.groups(benches)
+    assert group["vtest.avi"] == "quiet"
+    assert group["cup.mp4"] == "busy"
+    assert group["bikes.mp4"] == "moving"
+    assert group["pets2001_ds3_cam1_jpg"] == "intra-coded"
+    assert {"highway.mp4", "somebody_s.mp4"}.isdisjoint(group)
+
+
+def test_bars_take_the_worst_clip_of_their_group():
+    found = bars_of(
+        bench_of("resnet18", "vtest.avi", cached_ms=1.0, flip_rate=0.01),
+        bench_of("resnet18", "highway.mp4", cached_ms=0.8, flip_rate=0.02),
+        bench_of("resnet18", "cup.mp4", cached_ms=2.5, overhead=0.06),
+        bench_of("quicknet", "vtest.avi", flip_rate=0.2),
+    )
+    assert found["dense / cached, resnet18, quiet"] == ("4", "4", "vtest.avi", "yes")
+    assert found["dense / cached, resnet18, busy"] == ("1.8", "1.6", "cup.mp4", "**no**")
+    assert found["dense / cached, resnet18, moving"] == ("1.1", "-", "-", "-")
+    assert found["dense / cached, quicknet, quiet"] == ("3", "2", "vtest.avi", "**no**")
+    assert found["PyTorch fp32 / cached, resnet18, quietest"] == ("40", "40", "vtest.avi", "yes")
+    assert found["PyTorch fp32 / dense, resnet18"][0:2] == ("8", "10")
+    assert found["OpenVINO / dense, resnet18"][1] == "2.25"
+    overhead = found["overhead, share of cached, resnet18"]
+    assert overhead == ("at most 0.05", "0.06", "cup.mp4", "**no**")
+
+
+def test_a_difference_meets_no_bar():
+    found = bars_of(bench_of("resnet18", "bikes.mp4", identical=False))
+    assert found["dense / cached, resnet18, moving"] == ("1.1", "0", "bikes.mp4", "**no**")
+
+
+def test_a_bar_without_all_its_cases_is_open():
+    found = bars_of(bench_of("resnet18", "bikes.mp4"), bench_of("resnet18", "cup.mp4", openvino_ms=None))
+    assert found["OpenVINO / dense, resnet18"] == ("2", "-", "-", "-")
+
+
 # --- the commands ---------------------------------------------------------------------------------
 
 
@@ -274,6 +549,8 @@ def test_run_benches_a_clip(tmp_path, monkeypatch):
     run.main([*arguments, "--results", str(results)])
     result = json.loads((results / "bench_tiny_clip.json").read_text())
     assert (result["frames"], result["identical"], result["model"]) == (3, True, "tiny")
+    assert 0 < result["preprocess_ms"] + result["overhead_ms"] < result["cached_ms"]
+    assert 0 < result["overhead"] < 1
     assert "tiny, clip" in (results / "benchmarks.md").read_text()
 
     readme = tmp_path / "README.md"

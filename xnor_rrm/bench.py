@@ -63,6 +63,9 @@ def bench(
     binary_popcount_ms, binary_speedup_popcount : of a third stream, dense by xnor-popcount alone, and how
         many times faster the cached one is.
     flip_rate : mean share of flipped input bits, see `stats.flip_rate`; the first frame is left out.
+    preprocess_ms : of a cached frame, from the raw frame to the network's pixels: resize and crop.
+    overhead_ms, overhead : of a cached frame, what is neither that nor in a step of the plan, by the compiled
+        driver's clock: Python and dispatch; and its share of the frame's time, median over frames.
     torch_fp32_ms : the same network as float convolutions in PyTorch (oneDNN), one thread, in the same
         loop, without resize and crop; None where torch is absent.
     per_layer : for each step of the plan name, kind, macs, dense_ms, cached_ms; flips (mean) and flip_rate
@@ -117,8 +120,11 @@ def bench(
         "binary_dense_ms": [_binary_seconds(stats) for stats in dense_stats],
         "binary_cached_ms": [_binary_seconds(stats) for stats in cached_stats],
         "binary_popcount_ms": [_binary_seconds(stats) for stats in popcount_stats],
+        "preprocess_ms": cached.preprocess_seconds[settled],
+        "overhead_ms": cached.overhead_seconds[settled],
         "torch_fp32_ms": floats.seconds[settled] if floats else [],
     }
+    shares = [part / whole for part, whole in zip(seconds["overhead_ms"], seconds["cached_ms"], strict=True)]
     median = {name: _median_ms(values) for name, values in seconds.items()}
     return {
         "model": model.name,
@@ -136,6 +142,9 @@ def bench(
         "binary_popcount_ms": median["binary_popcount_ms"],
         "binary_speedup_popcount": _ratio(median["binary_popcount_ms"], median["binary_cached_ms"]),
         "flip_rate": _mean([flip_rate(stats) for stats in cached_stats]),
+        "preprocess_ms": median["preprocess_ms"],
+        "overhead_ms": median["overhead_ms"],
+        "overhead": round(statistics.median(shares), 5),
         "torch_fp32_ms": median["torch_fp32_ms"],
         **({"threshold": threshold, **disagreement.facts()} if threshold else {}),
         "spread": {name: _quartiles_ms(values) for name, values in seconds.items()},
@@ -149,19 +158,31 @@ def bench(
 
 
 class Lane:
-    """A stream with its seconds and statistics, frame by frame."""
+    """A stream with its seconds and statistics, frame by frame.
+
+    seconds, preprocess_seconds : of each frame, of the whole and of its resizing and cropping.
+    overhead_seconds : of each frame, what is neither in a step of the plan nor that.  logits : the last ones.
+    """
+
+    logits: Logits
 
     def __init__(self, model: Model, mode: Mode, *, threshold: int = 0, plan: Plan | None = None) -> None:
         self.stream = Stream(model, mode, plan) if plan else model.stream(mode, threshold=threshold)
         self.seconds: list[float] = []
+        self.preprocess_seconds: list[float] = []
+        self.overhead_seconds: list[float] = []
         self.stats: list[tuple[LayerStats, ...]] = []
 
     def __call__(self, frame: Frame) -> Logits:
         start = perf_counter()
-        logits = self.stream(frame)
-        self.seconds.append(perf_counter() - start)
+        self.logits = self.stream(frame)
+        seconds = perf_counter() - start
+        steps, before = sum(step.seconds for step in self.stream.stats), self.stream.preprocess_seconds
+        self.seconds.append(seconds)
+        self.preprocess_seconds.append(before)
+        self.overhead_seconds.append(seconds - steps - before)
         self.stats.append(self.stream.stats)
-        return logits
+        return self.logits
 
 
 class _FloatLane:

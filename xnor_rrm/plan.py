@@ -23,6 +23,7 @@ from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
 from .kernels.simd import aligned
 from .kernels.step import STEP, geometry, segment_offsets, window_starts
+from .kernels.window import scratch_bytes
 from .model import (
     INPUT,
     MAX_WINDOW_BITS,
@@ -155,11 +156,10 @@ class _Builder:
                 self.readers[name].append(layer)
         self.const = {name: Arena(name) for name in ("uint64", "float32", "int64", "int32", "uint16")}
         self.state = {name: Arena(name) for name in ("uint64", "float32", "uint16", "uint8")}
-        shapes = self.model.shapes
+        windows = [n for n in self.model.layers if isinstance(n, Conv2d | BinaryConv2d | MaxPool)]
+        widths = [self.model.shapes[n.inputs[0]][1] + sum(n.window.padding[2:]) for n in windows]
         # The first bytes are scratch of `list_windows`.
-        self.state["uint8"].reserve(
-            max((shapes[i][0] + 1) * shapes[n.name][1] for n in self.model.layers for i in n.inputs)
-        )
+        self.state["uint8"].reserve(scratch_bytes(max(widths, default=0)))
         self.told = self.sizes()
 
     def sizes(self) -> tuple[int, int, int, int]:

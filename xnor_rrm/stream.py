@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,12 @@ class Stream:
         sees the last value let through; a new one is let through only where some channel differs from that
         by more than this. Both modes give the bits that the frames so let through have, whole.
 
+    preprocess_seconds : wall-clock that the last frame's resizing and cropping took.
+
     One thread at a time may use a stream; different streams are independent.
     """
+
+    preprocess_seconds = 0.0
 
     def __init__(
         self, model: Model, mode: Mode = "cached", plan: Plan | None = None, *, threshold: int = 0
@@ -98,7 +103,9 @@ class Stream:
         """
         started = self._frame_size
         self._frame_size = None  # whatever fails from here on, the caches are not trusted again
+        start = perf_counter()
         pixels = self._preprocess(frame)
+        self.preprocess_seconds = perf_counter() - start
         afresh = started != frame.shape
         keep = self.mode == "cached"
         plan = self._plan

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -121,8 +121,8 @@ def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
     import torch.nn.functional as F
 
     match layer:
-        case Conv2d(weight=weight, bias=bias):
-            return _convolution(weight, bias, layer.window, layer.groups, 0, tail, shape)
+        case Conv2d():
+            return convolution(layer, shape, tail)
         case BinaryConv2d(alpha=alpha, bias=bias):
             signs = np.where(unpack_signs(layer.weight, layer.channels), np.float32(1), np.float32(-1))
             weight = signs * alpha[:, None, None, None]
@@ -152,8 +152,19 @@ def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
     raise XnorError("a layer kind of this version", type(layer).__name__)
 
 
+def convolution(layer: Conv2d, shape: Shape, tail: Sequence[Layer] = ()) -> Operation:
+    """torch's fastest form of a float convolution, with the tail folded into it, for inputs of `shape`."""
+    return _convolution(layer.weight, layer.bias, layer.window, layer.groups, 0, tail, shape)
+
+
 def _convolution(
-    weight: Array, bias: Array, window: Window, groups: int, pad_value: int, tail: list[Layer], shape: Shape
+    weight: Array,
+    bias: Array,
+    window: Window,
+    groups: int,
+    pad_value: int,
+    tail: Sequence[Layer],
+    shape: Shape,
 ) -> Operation:
     """weight : float32[Cout, kH, kW, Cin / groups], before the tail is folded in."""
     import torch
