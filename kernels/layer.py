@@ -106,7 +106,9 @@ class BinaryLayer:
         s = self.step
         ho, wo, tile, lanes, planes = (int(s[name]) for name in ("ho", "wo", "tile", "lanes", "planes"))
         tiles, vectors = -(-wo // tile), max(1, lanes // 512)
-        state = self.planes[: sliced.state_sizes(s)[0]].reshape(ho, tiles, vectors, planes + 1, 8)[..., :-1, :]
+        state = self.planes[: sliced.state_sizes(s)[0]].reshape(ho, tiles, vectors, planes + 1, 8)[
+            ..., :-1, :
+        ]
         bits = np.unpackbits(np.ascontiguousarray(state).view(np.uint8), axis=-1, bitorder="little")
         above = np.einsum("...pl,p->...l", bits.astype(np.int64), 1 << np.arange(planes))
         above = above[..., : tile * min(lanes, 512)].reshape(ho, tiles * tile, lanes)[:, :wo]

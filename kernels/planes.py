@@ -12,7 +12,20 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from .simd import I1, I8, I16, I32, I64, U64, Vector, emit_call, intrinsic, splat_value, target_has, vector_pointer
+from .simd import (
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    U64,
+    Vector,
+    emit_call,
+    intrinsic,
+    splat_value,
+    target_has,
+    vector_pointer,
+)
 
 
 def _full_adder(

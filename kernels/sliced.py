@@ -108,7 +108,9 @@ def slice_sums(
                     for word in range(vector * 8, vector * 8 + words_a_vector):
                         put(state, at + 8 * planes + to, get(parities, of_class * words + word))
                         for lane in (word * 64, word * 64 + 32):
-                            twice = window + load(added, of_class * lanes + lane) - load(sums, p * lanes + lane)
+                            twice = (
+                                window + load(added, of_class * lanes + lane) - load(sums, p * lanes + lane)
+                            )
                             store(halves, to * 64 + lane % 64, shift_right(twice, 1))
                         to += 1
                     spare = pixel * words * 64 - vector * 512

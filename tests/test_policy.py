@@ -11,9 +11,7 @@ import pytest
 from xnor_rrm import policy
 from xnor_rrm.policy import Costs
 
-SOME = Costs(
-    bit_mac=0.001, set_row=0.5, word=1.0, table_byte=0.02, vector=50.0, sliced_vector=30.0, row=1.0
-)
+SOME = Costs(bit_mac=0.001, set_row=0.5, word=1.0, table_byte=0.02, vector=50.0, sliced_vector=30.0, row=1.0)
 
 
 @pytest.fixture

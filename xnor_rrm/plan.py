@@ -305,7 +305,8 @@ class _Builder:
         step["table"] = self.const["uint64"].add(row_table.build_table(layer.weight, layer.channels, step))
         step["band"] = max(1, BAND_BYTES // int(2 * step["lanes"] * step["wo"]))
         self.need(
-            band_u16=max(512, int(step["band"] * step["wo"] * step["lanes"])), identity=int(step["band"] * step["wo"])
+            band_u16=max(512, int(step["band"] * step["wo"] * step["lanes"])),
+            identity=int(step["band"] * step["wo"]),
         )
         bits = int(step["h"] * step["w"] * step["cin"])
         step["rows_limit"] = policy.rows_limit(step, self.costs)

@@ -68,8 +68,8 @@ def work(step: Any, flips: float) -> tuple[float, float, float, float, float]:
     rows = int(step["kh"]) / int(step["sh"]) * tile_columns / int(step["tile"] * step["sw"]) * vectors_a_tile
     vectors = int(step["ho"]) * -(-int(step["wo"]) // int(step["tile"])) * vectors_a_tile
     # Each row dirties one more vector, until all are dirty.
-    vectors = min(vectors, rows * flips)
-    return words, table_bytes, *((0, vectors) if step["planes"] else (vectors, 0)), rows * flips
+    touched = min(vectors, rows * flips)
+    return words, table_bytes, *((0.0, touched) if step["planes"] else (touched, 0.0)), rows * flips
 
 
 def set_rows(step: Any, entries: float) -> float:
@@ -177,8 +177,9 @@ def _one_layer(channels: int, size: int, signs: bool) -> Model:
         BinaryConv2d("binary", ("sign",), weight, one, zero, channels, around, pad_value=1),
     )
     if signs:
-        first = BinaryConv2d("last", ("signs",), weight[:1, :1, :1], one[:1], zero[:1], channels, Window((1, 1)))
-        layers += (Sign("signs", ("binary",)), first)
+        point, one, zero = weight[:1, :1, :1], one[:1], zero[:1]
+        reader = BinaryConv2d("reader", ("signs",), point, one, zero, channels, Window((1, 1)))
+        layers += (Sign("signs", ("binary",)), reader)
     rule = InputRule((size, size), 0, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0))
     return Model("costs", rule, layers)
 
