@@ -30,6 +30,7 @@ from xnor_rrm.model import (
     PRelu,
     Relu,
     Sign,
+    Softmax,
     Upsample,
     Window,
 )
@@ -376,6 +377,13 @@ LAYERS: dict[str, Callable[[Builder, str], Any]] = {
     "concat, read by a binary layer": lambda net, top: net.binary(net.concat(INPUT, top), 9, POINT),
     "upsample": lambda net, top: net.upsample(top, 3),
     "upsample of a convolution": lambda net, top: net.prelu(net.upsample(net.conv(top, 20, POINT), 2)),
+    "bilinear": lambda net, top: net.upsample(top, 3, "bilinear"),
+    "bilinear, between": lambda net, top: net.prelu(net.upsample(net.conv(top, 20, POINT), 2, "bilinear")),
+    "bilinear, read by a binary layer": lambda net, top: net.binary(
+        net.upsample(top, 4, "bilinear"), 9, POINT
+    ),
+    "softmax": lambda net, top: net.softmax(top),
+    "softmax, between": lambda net, top: net.affine(net.softmax(net.affine(net.conv(top, 40, POINT)))),
     "add": lambda net, top: net.plus(net.relu(top), net.affine(net.affine(top))),
     "add to itself": lambda net, top: net.plus(top, top),
     "binary": lambda net, top: net.binary(net.affine(top), 33, net.window(top), pad_value=-1),
@@ -485,6 +493,8 @@ def minus_zeros(name: str, source: str, per_output: int, groups: int = 1) -> Con
         Clip("top", ("zeros",), -1.0, 0.0),
         Concat("top", ("zeros", "zeros")),
         Upsample("top", ("zeros",), 2),
+        Upsample("top", ("zeros",), 2, "bilinear"),
+        Softmax("top", ("zeros",)),
         MaxPool("top", ("zeros",), Window((2, 2))),
         AvgPool("top", ("zeros",), Window((2, 2))),
         AvgPool("top", ("zeros",), Window((2, 2), padding=(1, 0, 1, 0)), count_padding=False),

@@ -41,10 +41,11 @@ from .model import (
     Relu,
     Shape,
     Sign,
+    Softmax,
     Upsample,
 )
 
-ELEMENTWISE = (Affine, Relu, PRelu, Clip, Sign, Add)
+ELEMENTWISE = (Affine, Relu, PRelu, Clip, Softmax, Sign, Add)
 
 #: Bytes of sums a convolution leaves before its fused program reads them: few enough to stay in the
 #: second-level cache, many enough that the calls do not count (16 KB bands took 5 % more of the frame).
@@ -269,6 +270,18 @@ class _Builder:
         step["sources"], step["program"] = len(sources), self.const["int64"].add(sources)
         self.finish(step, self._info(layer, "float"))
 
+    def bilinear_step(self, layer: Upsample) -> None:
+        shape, (ho, wo, c) = self.model.shapes[layer.inputs[0]], self.model.shapes[layer.name]
+        step = geometry((ho, wo, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
+        rows, columns = (_bilinear_taps(size, layer.factor) for size in shape[:2])
+        x, y = self.floats[layer.inputs[0]], self.float_tensor(layer.name)
+        step["kind"], step["h"], step["w"] = Kind.BILINEAR, shape[0], shape[1]
+        step["x"], step["x_stride"], step["x_mask"] = x.offset, x.stride, x.mask
+        step["y"], step["y_mask"] = y.offset, y.mask
+        step["starts"] = self.const["int64"].add(np.concatenate([rows[0], columns[0]]))
+        step["weights"] = self.const["float32"].add(np.concatenate([rows[1], columns[1]]))
+        self.finish(step, self._info(layer, "float"))
+
     def binary_conv_step(self, layer: BinaryConv2d, group: list[Layer] | None) -> bool:
         """The step of the layer. group : the elementwise layers that alone read it, if any.
 
@@ -470,6 +483,8 @@ class _Program:
         elif isinstance(layer, Clip):
             limits = self._b.const["float32"].add([layer.low, layer.high])
             self._emit(Op.CLIP, target, sources[0], limits)
+        elif isinstance(layer, Softmax):
+            self._emit(Op.SOFTMAX, target, sources[0], self._b.model.shapes[layer.name][2])
         else:
             self._emit(Op.ADD, target, sources[0], sources[1])
 
@@ -483,6 +498,15 @@ class _Program:
             self._uses[name] -= 1
             if self._uses[name] == 0:
                 self._free.append(self._register[name])
+
+
+def _bilinear_taps(size: int, factor: int) -> tuple[Array, Array]:
+    """Of one axis, as model.Upsample says: inputs of each output, int64[outputs, 2], and their weights."""
+    half = 2 * factor  # places are counted in halves of an output
+    place = np.clip(2 * np.arange(size * factor) + 1 - factor, 0, half * (size - 1))
+    first, rest = np.divmod(place, half)
+    weights: Array = (np.stack([half - rest, rest], axis=1) / half).astype(np.float32)
+    return np.stack([first, first + (rest > 0)], axis=1), weights
 
 
 def _padded(values: Array, width: int) -> Array:
@@ -575,6 +599,8 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
                 b.float_conv_step(layer, fused is not None)
             elif isinstance(layer, MaxPool):
                 b.pool_step(layer)
+            elif isinstance(layer, Upsample) and layer.interpolation == "bilinear":
+                b.bilinear_step(layer)
             elif isinstance(layer, Concat | Upsample):
                 b.copy_step(layer)
             if fused is not None:
