@@ -117,4 +117,5 @@ def windows_holding(marked: Any, step: Any) -> Any:
     reach = [int(step["dh"] * (step["kh"] - 1)) + 1, int(step["dw"] * (step["kw"] - 1)) + 1]
     padded = np.pad(marked, ((top, below), (left, right)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach)
-    return windows[:: int(step["sh"]), :: int(step["sw"])].any(axis=(2, 3))
+    taps = windows[:: int(step["sh"]), :: int(step["sw"]), :: int(step["dh"]), :: int(step["dw"])]
+    return taps.any(axis=(2, 3))

@@ -46,12 +46,10 @@ def mark_flipped(diff: Any, s: Any, changed: Any) -> None:
 def list_windows(changed: Any, s: Any, touched: Any, pixels: Any) -> int:
     """List the output pixels whose window holds a changed input pixel. Returns their number.
 
-    changed : uint8[h * w].  touched : uint8[(h + 1) * wo] scratch.  A dilated window counts as solid, which
-    can only recompute an output that stays the same.  Cost: a read of `changed` for each column of a kernel
-    row, on rows with any change, then kH reads an output.
+    changed : uint8[h * w].  touched : uint8[(h + 1) * wo] scratch.  Cost: a read of `changed` for each column
+    of a kernel row, on rows with any change, then kH reads an output.
     """
     height, width, columns, stride, left = s.h, s.w, s.wo, s.sw, s.pl
-    reach_y, reach_x = s.dh * (s.kh - 1) + 1, s.dw * (s.kw - 1) + 1
     for y in range(height):
         out, row = y * columns, y * width
         seen = np.uint8(0)
@@ -61,7 +59,7 @@ def list_windows(changed: Any, s: Any, touched: Any, pixels: Any) -> int:
             put(touched, out + ox, np.uint8(0))
         if seen == 0:
             continue
-        for kx in range(reach_x):
+        for kx in range(0, s.kw * s.dw, s.dw):
             # The outputs whose tap kx is inside the image.
             first = max(0, (left - kx + stride - 1) // stride)
             last = min(columns - 1, (width - 1 + left - kx) // stride)
@@ -72,10 +70,11 @@ def list_windows(changed: Any, s: Any, touched: Any, pixels: Any) -> int:
     count, line = 0, height * columns
     for oy in range(s.ho):
         top = oy * s.sh - s.pt
-        first, last = max(0, top), min(height, top + reach_y)
+        first = top if top >= 0 else top + (s.dh - 1 - top) // s.dh * s.dh  # the first tap inside the image
+        last = min(height, top + s.kh * s.dh)
         for ox in range(columns):
             put(touched, line + ox, get(touched, first * columns + ox) if first < last else np.uint8(0))
-        for y in range(first + 1, last):
+        for y in range(first + s.dh, last, s.dh):
             for ox in range(columns):
                 put(touched, line + ox, get(touched, line + ox) | get(touched, y * columns + ox))
         for ox in range(columns):

@@ -32,7 +32,7 @@ from xnor_rrm.model import (
 )
 
 Array = npt.NDArray[Any]
-Motion = Literal["still", "all", "flip", "border", "patch", "noise"]
+Motion = Literal["still", "all", "flip", "border", "pixel", "patch", "noise"]
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
 
 CHANNELS = (1, 3, 31, 33, 64, 65, 130)
@@ -342,7 +342,7 @@ def random_frames(
     """n frames uint8[height, width, 3], each new; consecutive ones differ as `motion` says.
 
     still : not at all.  all : every value.  flip : to the complement.  border : one pixel at the border.
-    patch : a moving square.  noise : a tenth of the pixels.
+    pixel : one anywhere.  patch : a moving square.  noise : a tenth of the pixels.
     """
     background = frame = rng.integers(0, 256, (height, width, 3), np.uint8)
     for t in range(n):
@@ -355,6 +355,9 @@ def random_frames(
             case "border":
                 y, x = int(rng.integers(height)), int(rng.integers(width))
                 y, x = ((0, height - 1)[y % 2], x) if rng.random() < 0.5 else (y, (0, width - 1)[x % 2])
+                frame[y, x] = ~frame[y, x]
+            case "pixel":
+                y, x = int(rng.integers(height)), int(rng.integers(width))
                 frame[y, x] = ~frame[y, x]
             case "patch":
                 frame = background.copy()

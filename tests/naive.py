@@ -258,3 +258,34 @@ def _apply(layer: Any, x: Array, *others: Array) -> Array:
             return avg_pool(x, window.kernel, *geometry, layer.count_padding)
         case kind:
             raise NotImplementedError(kind)
+
+
+def reached(model: Any, values: dict[str, Array], last: dict[str, Array] | None) -> dict[str, Array]:
+    """bool[H, W] by layer: the outputs that changes can reach, all of them on a first frame.
+
+    values, last : `forward` of this frame and of the one before.  Changes are those of the input's values, and
+    of signs; from there they reach each output of which an input, one under its window, was reached. A binary
+    convolution whose input has two flips a pixel, or more, is computed whole.
+    """
+    if last is None:
+        return {name: np.ones(value.shape[:2], bool) for name, value in values.items()}
+    changed = {"input": (values["input"] != last["input"]).any(axis=-1)}
+    result = dict(changed)
+    for layer in model.layers:
+        name, window = layer.name, getattr(layer, "window", None)
+        sources = [changed[source] for source in layer.inputs]
+        mask = np.any(sources, axis=0)[..., None]
+        match type(layer).__name__:
+            case "Upsample" if layer.interpolation == "bilinear":
+                mask = bilinear(mask.astype(np.float32), layer.factor) > 0
+            case "Upsample":
+                mask = upsample(mask, layer.factor)
+            case "BinaryConv2d" if (values[layer.inputs[0]] != last[layer.inputs[0]]).sum() >= 2 * mask.size:
+                mask = np.ones((*values[name].shape[:2], 1), bool)
+            case _ if window is not None:
+                geometry = window.kernel, window.stride, window.padding, window.dilation
+                mask = np.any(list(taps(mask, *geometry, False)), axis=0)
+        result[name] = changed[name] = mask[..., 0]
+        if type(layer).__name__ == "Sign":
+            changed[name] = (values[name] != last[name]).any(axis=-1)
+    return result

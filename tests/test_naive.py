@@ -233,6 +233,7 @@ def test_random_models_run_and_cover_every_kind_of_layer():
         ("all", 99, 99),
         ("flip", 99, 99),
         ("border", 1, 1),
+        ("pixel", 1, 1),
         ("patch", 1, 18),
         ("noise", 0, 40),
     ],
