@@ -263,7 +263,7 @@ def _apply(layer: Any, x: Array, *others: Array) -> Array:
 def reached(model: Any, values: dict[str, Array], last: dict[str, Array] | None) -> dict[str, Array]:
     """bool[H, W] by layer: the outputs that changes can reach, all of them on a first frame.
 
-    values, last : `forward` of this frame and of the one before.  Changes are those of the input's values, and
+    values, last : `forward` of this frame and of the one before.  Changes are those of the input's values and
     of signs; from there they reach each output of which an input, one under its window, was reached. A binary
     convolution whose input has two flips a pixel, or more, is computed whole.
     """

@@ -348,7 +348,8 @@ def check_model(model: Model, rng: np.random.Generator, frames: int = 3) -> None
             assert dense(frame).tobytes() == expected.tobytes()
             assert cached(frame).tobytes() == expected.tobytes()
             reached = naive.reached(model, values, last)
-            for step, mask in zip(model.plan.info, cached.computed(), strict=True):
+            for step, taken, mask in zip(model.plan.info, cached.stats, cached.computed(), strict=True):
+                assert mask.sum() == taken.outputs - taken.skipped, step.name
                 assert not (mask & ~np.any([reached[name] for name in step.layers], axis=0)).any(), step.name
             last = values
 
