@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,21 @@ def both(model: Model) -> list[Stream]:
     return [model.stream("dense"), model.stream("cached")]
 
 
-def laid_out(model: Model, share: float, band_bytes: int = plan.BAND_BYTES) -> Model:
-    """The model with its plan made: the rows kernel up to a share of flipped bits, bands of a size.
+@contextmanager
+def laying_out(share: float, band_bytes: int) -> Iterator[None]:
+    """Plans are made with the rows kernel up to a share of flipped bits, and bands of a size.
 
     The cost model would never choose the rows kernel on images this small.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xnor_rrm.policy.rows_limit", lambda s, _: int(share * int(s["h"] * s["w"] * s["cin"])))
         patch.setattr(plan, "BAND_BYTES", band_bytes)
+        yield
+
+
+def laid_out(model: Model, share: float, band_bytes: int = plan.BAND_BYTES) -> Model:
+    """The model with its plan made so."""
+    with laying_out(share, band_bytes):
         assert len(model.plan.steps)
     return model
 

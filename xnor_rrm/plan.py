@@ -108,6 +108,7 @@ class Plan:
     words) to write there once, the borders of padding +1.  scratch : sizes of the arrays the steps share.
     output : (offset in f32, pixels, elements a pixel, channels) of the network's output.
     bits : (offset in u64, (H, W, C)) of each Sign layer's packed signs, ceil(C / 64) words a pixel.
+    floats : (offset in f32, elements a pixel, (H, W, C)) of each layer whose float values are kept.
     """
 
     steps: Array
@@ -118,6 +119,7 @@ class Plan:
     scratch: dict[str, int]
     output: tuple[int, int, int, int]
     bits: dict[str, tuple[int, Shape]]
+    floats: dict[str, tuple[int, int, Shape]]
 
 
 @dataclass
@@ -140,6 +142,7 @@ SCRATCH_SIZES = (
 class _Builder:
     model: Model
     costs: policy.Costs | None
+    fuse: bool
     steps: list[Any] = field(default_factory=list)
     info: list[StepInfo] = field(default_factory=list)
     floats: dict[str, _Tensor] = field(default_factory=dict)
@@ -200,7 +203,9 @@ class _Builder:
         h, w, c = self.model.input_shape
         step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
         table, name, absorbed = self.model.input_rule.table(), INPUT, []
-        while len(readers := self.readers[name]) == 1 and isinstance(affine := readers[0], Affine):
+        while (
+            self.fuse and len(readers := self.readers[name]) == 1 and isinstance(affine := readers[0], Affine)
+        ):
             table, name = table * affine.scale + affine.shift, affine.name
             absorbed.append(name)
         x = self.float_tensor(name, stride=c)
@@ -418,6 +423,7 @@ class _Program:
 
     def __init__(self, builder: _Builder, width: int, group: list[Layer], own: str) -> None:
         self._b, self._width, self._own = builder, width, own
+        self._reads_sums = builder.fuse or not group
         self._uses: dict[str, int] = {}
         for layer in group:
             for name in layer.inputs:
@@ -448,7 +454,7 @@ class _Program:
         if name in self._register:
             return self._register[name]
         target = self._new(name)
-        if name in self._b.counts:
+        if name in self._b.counts and self._reads_sums:
             layer, y = self._b.layers[name], self._b.counts[name]
             assert isinstance(layer, BinaryConv2d)
             alpha, bias = self._constants(layer.alpha), self._constants(layer.bias)
@@ -565,13 +571,18 @@ def _fused_group(
     return None
 
 
-def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
-    """Lay out a model for `frame.run`.  costs : by which kernels are chosen; the machine's unless given."""
-    b = _Builder(model, costs)
+def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = True) -> Plan:
+    """Lay out a model for `frame.run`.
+
+    costs : by which kernels are chosen; the machine's unless given.
+    fuse : without, each layer is a step of its own, whose values are kept: for tests, which compare the two.
+    """
+    b = _Builder(model, costs, fuse)
     absorbed = b.input_step()
     layers = [layer for layer in model.layers if layer.name not in absorbed]
     levels, output = _levels(model), model.layers[-1].name
-    groups = _groups(layers, levels)
+    apart: list[list[Layer]] = [[layer] for layer in layers if isinstance(layer, ELEMENTWISE)]
+    groups = _groups(layers, levels) if fuse else apart
 
     def group_step(group: list[Layer], own: str = "") -> None:
         names = {layer.name for layer in group}
@@ -587,13 +598,14 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
         here = [layer for layer in layers if levels[layer.name] == level]
         waiting = [group for group in groups if levels[group[0].name] == level]
         for layer in here:
-            fused = _fused_group(layer, here, waiting, b.readers)
+            fused = _fused_group(layer, here, waiting, b.readers) if fuse else None
             if isinstance(layer, BinaryConv2d):
                 if b.binary_conv_step(layer, fused):
                     assert fused is not None
                     waiting.remove(fused)
                     fused = None
-                if layer.name == output or any(not isinstance(r, ELEMENTWISE) for r in b.readers[layer.name]):
+                others = [r for r in b.readers[layer.name] if not isinstance(r, ELEMENTWISE)]
+                if layer.name == output or others or not fuse:
                     b.elementwise_step(layer.name, [], set())
             elif isinstance(layer, Conv2d):
                 b.float_conv_step(layer, fused is not None)
@@ -622,6 +634,7 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
         scratch=b.scratch,
         output=(y.offset, h * w, y.stride, c),
         bits={name: (offset, model.shapes[name]) for name, offset in b.bits.items()},
+        floats={name: (x.offset, x.stride, model.shapes[name]) for name, x in b.floats.items()},
     )
 
 
