@@ -14,7 +14,7 @@ import numpy as np
 
 from .bitpack import pack_pixel
 from .jit import inline, jit
-from .simd import clip, counts_to_dots, differs, get, load, prelu, put, relu, splat, store
+from .simd import clip, counts_to_dots, differs, divide, exp, get, load, prelu, put, relu, splat, store
 
 #: float32 values a register holds (4 KB), or one pixel's channels where those are more.
 REGISTER = 1024
@@ -36,9 +36,12 @@ class Op(IntEnum):
     OWN_DOTS = 8  #: r, -, lanes a pixel, then as DOTS; of the binary convolution it is fused with
     PRELU = 9  #: r, source register, constants slope
     CLIP = 10  #: r, source register, constants low and high, one of each
+    SOFTMAX = 11  #: r, source register, channels
 
 
-LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP = (int(op) for op in Op)
+LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP, SOFTMAX = (
+    int(op) for op in Op
+)
 
 
 @jit
@@ -119,6 +122,9 @@ def run_program(
                 for i in range(0, n * width, 16):
                     total = load(registers, a * span + i) + load(registers, b * span + i)
                     store(registers, target + i, total)
+            elif op == SOFTMAX:
+                for i in range(n):
+                    _softmax(registers, a * span + i * width, target + i * width, width, b)
             elif op == STORE:
                 for i in range(n):
                     p = pixels[first + i]
@@ -132,6 +138,24 @@ def run_program(
             else:
                 for i in range(n):
                     pack_pixel(registers, target + i * width, bits, a + pixels[first + i] * b, c)
+
+
+@jit
+def _softmax(registers: Any, source: int, target: int, width: int, channels: int) -> None:
+    """One pixel, as model.Softmax defines it; zeros behind its channels."""
+    most = get(registers, source)
+    for c in range(1, channels):
+        value = get(registers, source + c)
+        most = value if value > most else most
+    for lane in range(0, width, 16):
+        store(registers, target + lane, exp(load(registers, source + lane) - splat(most)))
+    total = get(registers, target)
+    for c in range(1, channels):
+        total += get(registers, target + c)
+    for lane in range(0, width, 16):
+        store(registers, target + lane, divide(load(registers, target + lane), splat(total)))
+    for c in range(channels, width):
+        put(registers, target + c, np.float32(0))
 
 
 @jit

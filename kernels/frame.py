@@ -17,7 +17,7 @@ from .clock import now
 from .elementwise import normalise, run_program
 from .float_conv import conv_float
 from .jit import jit
-from .layout import SOURCE, copy_pixels
+from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
@@ -45,6 +45,7 @@ class Kind(IntEnum):
     POOL = 3
     BINARY_CONV = 4
     COPY = 5
+    BILINEAR = 6
 
 
 class Path(IntEnum):
@@ -102,7 +103,7 @@ class Scratch(NamedTuple):
 #: back, outputs computed, nanoseconds.
 REPORT = 4
 
-INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV, COPY = (int(kind) for kind in Kind)
+INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV, COPY, BILINEAR = (int(kind) for kind in Kind)
 DENSE, CHANGED, ROWS, CLEAN = (int(path) for path in Path)
 
 
@@ -180,10 +181,22 @@ def _pool(s: Any, all_pixels: bool, state: Any, scratch: Any, report: Any) -> No
 
 @jit
 def _copy(s: Any, all_pixels: bool, const: Any, state: Any, report: Any) -> None:
-    """A concatenation or an upsampling."""
+    """A concatenation or a nearest upsampling."""
     sources = const.i64[s.program : s.program + s.sources * SOURCE]
     changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
     count = copy_pixels(sources, s, state.f32, state.u8, all_pixels, state.f32[s.y :], changed)
+    report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
+    report[2] = count
+
+
+@jit
+def _bilinear(s: Any, all_pixels: bool, const: Any, state: Any, report: Any) -> None:
+    """A bilinear upsampling."""
+    changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
+    taps, weights = const.i64[s.starts :], const.f32[s.weights :]
+    count = interpolate_pixels(
+        taps, weights, s, state.f32[s.x :], state.u8[s.x_mask :], all_pixels, state.f32[s.y :], changed
+    )
     report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
     report[2] = count
 
@@ -426,6 +439,8 @@ def run(
             _pool(s, all_pixels, state, scratch, here)
         elif s.kind == COPY:
             _copy(s, all_pixels, const, state, here)
+        elif s.kind == BILINEAR:
+            _bilinear(s, all_pixels, const, state, here)
         else:
             following = min(index + 1, len(steps) - 1)
             e, e_report = steps[following], report[following]

@@ -310,6 +310,46 @@ def clip(_typing: Any, value: Any, low: Any, high: Any) -> Any:
 
 
 @intrinsic
+def exp(_typing: Any, value: Any) -> Any:
+    """e ** x of x <= 0 or NaN, as model.Softmax defines it; of other lanes anything."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        (x,) = args
+        integers = ir.VectorType(I32, x.type.count)
+
+        def constant(value: float) -> Any:
+            return ir.Constant(x.type, [float(np.float32(value))] * x.type.count)
+
+        k = builder.fmul(x, constant(1.442695))
+        k = emit_call(builder, f"llvm.nearbyint.v{x.type.count}f32", k)
+        r = _fma(builder, k, constant(-0.693359375), x)  # ln 2 in two parts, this one of few bits: exact
+        r = _fma(builder, k, constant(2.1219444e-4), r)
+        t = constant(1 / 5040)
+        for factorial in (720, 120, 24, 6, 2, 1, 1):
+            t = _fma(builder, t, r, constant(1 / factorial))
+        # 2 ** k by its bits. The conversion that saturates: the other one may do anything with a NaN.
+        name = f"llvm.fptosi.sat.v{x.type.count}i32.v{x.type.count}f32"
+        kind = ir.FunctionType(integers, [x.type])
+        exponent = builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [k])
+        bias, mantissa = (ir.Constant(integers, [n] * x.type.count) for n in (127, 23))
+        power = builder.bitcast(builder.shl(builder.add(exponent, bias), mantissa), x.type)
+        tiny = builder.fcmp_ordered("<", x, constant(-87))
+        return builder.select(tiny, constant(0), builder.fmul(t, power))
+
+    return F32V(F32V), emit
+
+
+@intrinsic
+def divide(_typing: Any, a: Any, b: Any) -> Any:
+    """a / b, rounded once."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fdiv(*args)
+
+    return F32V(F32V, F32V), emit
+
+
+@intrinsic
 def larger(_typing: Any, a: Any, b: Any) -> Any:
     """b where b > a, else a."""
 

@@ -26,12 +26,13 @@ from xnor_rrm.model import (
     Relu,
     Shape,
     Sign,
+    Softmax,
     Upsample,
     Window,
 )
 
 Array = npt.NDArray[Any]
-Motion = Literal["still", "all", "flip", "border", "patch", "noise"]
+Motion = Literal["still", "all", "flip", "border", "pixel", "patch", "noise"]
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
 
 CHANNELS = (1, 3, 31, 33, 64, 65, 130)
@@ -115,8 +116,13 @@ class Builder:
     def concat(self, *sources: str) -> str:
         return self._add(Concat(self._name("concat"), sources))
 
-    def upsample(self, source: str, factor: int) -> str:
-        return self._add(Upsample(self._name("upsample"), (source,), factor))
+    def upsample(
+        self, source: str, factor: int, interpolation: Literal["nearest", "bilinear"] = "nearest"
+    ) -> str:
+        return self._add(Upsample(self._name("upsample"), (source,), factor, interpolation))
+
+    def softmax(self, source: str) -> str:
+        return self._add(Softmax(self._name("softmax"), (source,)))
 
     def sign(self, source: str) -> str:
         return self._add(Sign(self._name("sign"), (source,)))
@@ -185,6 +191,7 @@ def every_kind(rng: np.random.Generator) -> Model:
     top = net.conv(top, 6, Window((1, 1)), groups=3)
     top = net.prelu(net.conv(net.concat(top, net.clip(top), top), 18, same, groups=18))
     top = net.upsample(top, 2)
+    top = net.softmax(net.upsample(net.max_pool(top, Window((2, 2), (2, 2))), 2, "bilinear"))
     net.conv(net.avg_pool(top, net.whole(top)), 4, Window((1, 1)))
     return net.model(labels=("cat", "dog", "chat\u00a0noir", "\u732b"))
 
@@ -277,12 +284,19 @@ def _dense_block(net: Builder, top: str) -> str:
 
 
 def _upsampling_block(net: Builder, top: str) -> str:
-    """Nearest upsampling of a binary convolution's output, or of what an elementwise chain made of it."""
+    """Upsampling of a binary convolution's output, or of what an elementwise chain made of it."""
     top = net.binary(top, _channels(net.rng), net.window(top), _pad_value(net))
     top = net.relu(top) if net.rng.random() < 0.5 else top
     if max(net.shapes[top][:2]) > 12:
         top = net.max_pool(top, Window((2, 2), (2, 2)))
-    return net.upsample(top, int(net.rng.integers(1, 4)))
+    mode: Literal["nearest", "bilinear"] = "bilinear" if net.rng.random() < 0.5 else "nearest"
+    return net.upsample(top, int(net.rng.integers(1, 4)), mode)
+
+
+def _gated_block(net: Builder, top: str) -> str:
+    """A softmax over a binary convolution's channels, mostly shifted so that not all signs are +1."""
+    top = net.softmax(net.binary(top, _channels(net.rng), net.window(top), _pad_value(net)))
+    return net.affine(top) if net.rng.random() < 0.7 else net.plus(top, net.affine(top))
 
 
 def _depthwise_block(net: Builder, top: str) -> str:
@@ -304,6 +318,7 @@ BLOCKS = (
     _activated_block,
     _dense_block,
     _upsampling_block,
+    _gated_block,
     _depthwise_block,
 )
 
@@ -327,7 +342,7 @@ def random_frames(
     """n frames uint8[height, width, 3], each new; consecutive ones differ as `motion` says.
 
     still : not at all.  all : every value.  flip : to the complement.  border : one pixel at the border.
-    patch : a moving square.  noise : a tenth of the pixels.
+    pixel : one anywhere.  patch : a moving square.  noise : a tenth of the pixels.
     """
     background = frame = rng.integers(0, 256, (height, width, 3), np.uint8)
     for t in range(n):
@@ -340,6 +355,9 @@ def random_frames(
             case "border":
                 y, x = int(rng.integers(height)), int(rng.integers(width))
                 y, x = ((0, height - 1)[y % 2], x) if rng.random() < 0.5 else (y, (0, width - 1)[x % 2])
+                frame[y, x] = ~frame[y, x]
+            case "pixel":
+                y, x = int(rng.integers(height)), int(rng.integers(width))
                 frame[y, x] = ~frame[y, x]
             case "patch":
                 frame = background.copy()

@@ -6,7 +6,9 @@ positions and channels. Images are (H, W, C); padding is (top, bottom, left, rig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -122,9 +124,44 @@ def concat(*parts: Array) -> Array:
     return np.concatenate(parts, axis=-1)
 
 
+def exp(x: Array) -> Array:
+    """float32 e ** x of x <= 0: with x = k * ln 2 + r, 2 ** k times the first eight terms of r's series."""
+    zero = x < -87
+    x = np.where(zero, np.float32(-87), x)
+    k = np.rint(x * np.float32(1.442695))
+    r = fma(k, np.float32(2.1219444e-4), fma(k, np.float32(-0.693359375), x))
+    total = np.full_like(x, 1 / math.factorial(7))
+    for n in reversed(range(7)):
+        total = fma(total, r, np.full_like(x, 1 / math.factorial(n)))
+    return np.where(zero, np.float32(0), np.ldexp(total, k.astype(np.int32)))
+
+
+def softmax(x: Array) -> Array:
+    """Over the channels, of finite values; the exponentials are added from the first channel on."""
+    powers = exp(x - x.max(axis=-1, keepdims=True))
+    total = powers[..., 0]
+    for c in range(1, x.shape[-1]):
+        total = total + powers[..., c]
+    return powers / total[..., None]
+
+
 def upsample(x: Array, factor: int) -> Array:
     """Every pixel becomes a square of factor x factor."""
     return np.repeat(np.repeat(x, factor, axis=0), factor, axis=1)
+
+
+def bilinear(x: Array, factor: int) -> Array:
+    """Columns of each row first, then rows. An output's centre lies at (i + 1/2) / factor - 1/2, clamped."""
+    for axis in (1, 0):
+        lines = []
+        for i in range(x.shape[axis] * factor):
+            centre = (i + Fraction(1, 2)) / factor - Fraction(1, 2)
+            centre = min(max(centre, Fraction(0)), Fraction(x.shape[axis] - 1))
+            before, after = x.take(math.floor(centre), axis), x.take(math.ceil(centre), axis)
+            u = centre - math.floor(centre)
+            lines.append(before * np.float32(float(1 - u)) + after * np.float32(float(u)))
+        x = np.stack(lines, axis)
+    return x
 
 
 def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Sides, dilation: Pair = (1, 1)) -> Array:
@@ -212,10 +249,43 @@ def _apply(layer: Any, x: Array, *others: Array) -> Array:
         case "Concat":
             return concat(x, *others)
         case "Upsample":
-            return upsample(x, layer.factor)
+            return (bilinear if layer.interpolation == "bilinear" else upsample)(x, layer.factor)
+        case "Softmax":
+            return softmax(x)
         case "MaxPool":
             return max_pool(x, window.kernel, *geometry)
         case "AvgPool":
             return avg_pool(x, window.kernel, *geometry, layer.count_padding)
         case kind:
             raise NotImplementedError(kind)
+
+
+def reached(model: Any, values: dict[str, Array], last: dict[str, Array] | None) -> dict[str, Array]:
+    """bool[H, W] by layer: the outputs that changes can reach, all of them on a first frame.
+
+    values, last : `forward` of this frame and of the one before.  Changes are those of the input's values and
+    of signs; from there they reach each output of which an input, one under its window, was reached. A binary
+    convolution whose input has two flips a pixel, or more, is computed whole.
+    """
+    if last is None:
+        return {name: np.ones(value.shape[:2], bool) for name, value in values.items()}
+    changed = {"input": (values["input"] != last["input"]).any(axis=-1)}
+    result = dict(changed)
+    for layer in model.layers:
+        name, window = layer.name, getattr(layer, "window", None)
+        sources = [changed[source] for source in layer.inputs]
+        mask = np.any(sources, axis=0)[..., None]
+        match type(layer).__name__:
+            case "Upsample" if layer.interpolation == "bilinear":
+                mask = bilinear(mask.astype(np.float32), layer.factor) > 0
+            case "Upsample":
+                mask = upsample(mask, layer.factor)
+            case "BinaryConv2d" if (values[layer.inputs[0]] != last[layer.inputs[0]]).sum() >= 2 * mask.size:
+                mask = np.ones((*values[name].shape[:2], 1), bool)
+            case _ if window is not None:
+                geometry = window.kernel, window.stride, window.padding, window.dilation
+                mask = np.any(list(taps(mask, *geometry, False)), axis=0)
+        result[name] = changed[name] = mask[..., 0]
+        if type(layer).__name__ == "Sign":
+            changed[name] = (values[name] != last[name]).any(axis=-1)
+    return result

@@ -180,6 +180,7 @@ def test_run_writes_json_lines(model, model_file, folder, frames, tmp_path, mode
         assert np.float32(record["score"]) == logits.max()
         assert (record["flip_rate"] is None) == (mode == "dense" or number == 0)
         assert record["ms"] > 0
+    assert int(summary["state_bytes"]) == stream.state_bytes
 
 
 def test_run_writes_csv_and_stops_where_told(model_file, folder, tmp_path):

@@ -34,6 +34,7 @@ from xnor_rrm.model import (
     MaxPool,
     PRelu,
     Sign,
+    Upsample,
     Window,
 )
 from xnor_rrm.torch_reference import FloatTwin
@@ -211,6 +212,28 @@ class Varied(nn.Module):
         x = self.norm3(F.linear(x, self.fc1.weight.sign() * 0.2, self.fc1.bias))
         x = F.linear(x.sign(), torch.sign(self.fc2.weight))
         return -x * self.fc2.weight.std() + 1
+
+
+class Gated(nn.Module):
+    """A softmax in the middle, bilinear upsampling, a shortcut of zeros, a batch-norm of a flattened map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.binary1, self.norm1 = BinaryConv(8, 14, stride=2), nn.BatchNorm2d(14)
+        self.up = nn.Upsample(scale_factor=3, mode="bilinear")
+        self.binary2, self.norm2 = BinaryConv(14, 6), nn.BatchNorm2d(6)
+        self.flat, self.fc = nn.BatchNorm1d(6 * 4 * 4), nn.Linear(6 * 4 * 4, 5)
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        x = x + torch.softmax(self.gate(x), dim=1)
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 4))
+        x = F.interpolate(self.norm1(self.binary1(SignFunction.apply(x))) + shortcut, scale_factor=2)
+        x = self.norm2(self.binary2(SignFunction.apply(self.up(x) - 0.1)))
+        x = self.flat(torch.flatten(F.avg_pool2d(F.pad(x, (1, 0, 0, 1, 0, 0)), 6, 6), 1))
+        return F.linear(SignFunction.apply(x), self.fc.weight.sign() * 0.1, self.fc.bias)
 
 
 class Block(nn.Module):
@@ -430,7 +453,24 @@ def computed_weights(net: Net) -> str:
     return net.node("LogSoftmax", net.node("Div", x, net.array(np.float32(3))), axis=-1)
 
 
-NETS = (sequential, residual, concatenation, padded_with_ones, computed_weights)
+def gated(net: Net) -> str:
+    """A softmax in the middle, a shortcut of every second pixel and zeros, bilinear upsampling."""
+    x = net.batch_norm(net.conv("x", 8, pads=[1, 1, 1, 1]))
+    x = net.node("Add", x, net.node("Softmax", net.conv(x, 8, kernel=1), axis=1))
+    ends = [net.array(np.int64(each)) for each in ([0, 0], [2**31, 2**31], [2, 3], [2, 2])]
+    shortcut = net.node("Slice", x, *ends)
+    pads = net.array(np.int64([0, 2, 0, 0, 0, 6, 0, 0]))
+    shortcut = net.node("Pad", shortcut, pads, channels=16)
+    x = net.batch_norm(net.binary(net.where(x), 16, strides=[2, 2], pads=[1, 1, 1, 1]))
+    x = net.node("Add", shortcut, x)
+    x = net.node("Resize", x, "", net.array(np.float32([1, 1, 2, 2])), mode="linear", antialias=0)
+    x = net.batch_norm(net.binary(net.node("Sign", net.batch_norm(x)), 8))
+    sizes = net.array(np.int64([1, 8, 24, 24]))
+    place = {"coordinate_transformation_mode": "pytorch_half_pixel", "mode": "linear"}
+    return net.head(net.node("Relu", net.node("Resize", x, "", "", sizes, **place)))
+
+
+NETS = (sequential, residual, concatenation, padded_with_ones, computed_weights, gated)
 
 
 def save(network: Callable[[Net], str], folder: Path, seed: int = 0) -> Path:
@@ -708,16 +748,51 @@ REFUSED: list[tuple[Callable[[Net, str], str], str]] = [
         ),
         "2 around them",
     ),
-    (lambda net, x: net.node("Pad", x, net.array(np.int64([0, 1, 0, 0] * 2))), "padding of height and width"),
+    (lambda net, x: net.node("Pad", x, net.array(np.int64([1, 0, 0, 0] * 2))), "padding of height, width"),
+    (lambda net, x: net.node("Pad", x, net.array(np.int64([0, 2**40, 0, 0] * 2))), "up to 8192 channels"),
+    (
+        lambda net, x: net.binary(net.node("Pad", net.where(x), net.array(np.int64([0, 1, 0, 0] * 2))), 4),
+        "a convolution or linear layer after a sign",
+    ),
+    (
+        lambda net, x: net.node("Slice", x, *(net.array(np.int64([n])) for n in (1, 9, 2, 2))),
+        "rows or columns at equal distances from the first on in Slice",
+    ),
+    (
+        lambda net, x: net.node("Slice", x, *(net.array(np.int64([n])) for n in (0, 9, 1, 2))),
+        "rows or columns at equal distances",
+    ),
     (
         lambda net, x: net.node("Pad", x, net.array(np.int64([0, 0, 1, 1] * 2)), mode="reflect"),
         "mode constant in Pad pad2, got reflect",
     ),
-    (lambda net, x: net.head(net.node("Softmax", x, axis=1)), "nothing after Softmax softmax2"),
+    (lambda net, x: net.head(net.node("LogSoftmax", x, axis=1)), "nothing after LogSoftmax logsoftmax2"),
+    (lambda net, x: net.node("Softmax", net.node("Flatten", x), axis=1), "a softmax over channels"),
     (lambda net, x: net.node("Softmax", x, axis=2), "a softmax over channels"),
     (
-        lambda net, x: net.node("Resize", x, "", net.array(np.float32([1, 1, 2, 2])), mode="linear"),
-        "mode nearest",
+        lambda net, x: net.node("Resize", x, "", net.array(np.float32([1, 1, 2, 2])), mode="cubic"),
+        "mode nearest or linear in Resize resize2, got cubic",
+    ),
+    (
+        lambda net, x: net.node("Resize", x, net.array(np.float32([1, 1, 2, 2])), mode="linear"),
+        "mode nearest in Resize resize2, got linear",
+    ),
+    (
+        lambda net, x: net.node(
+            "Resize",
+            x,
+            "",
+            net.array(np.float32([1, 1, 2, 2])),
+            mode="linear",
+            coordinate_transformation_mode="asymmetric",
+        ),
+        "half_pixel coordinates in Resize resize2, got asymmetric",
+    ),
+    (
+        lambda net, x: net.binary(
+            net.node("Resize", net.where(x), "", net.array(np.float32([1, 1, 2, 2])), mode="linear"), 4
+        ),
+        "a convolution or linear layer after a sign, got Resize",
     ),
     (lambda net, x: net.node("Resize", x, "", net.array(np.float32([1, 1, 1.5, 1.5]))), "one integer factor"),
     (
@@ -997,7 +1072,8 @@ def test_without_onnx_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    ("kind", "shape"), [(Plain, (3, 12, 12)), (BiReal, (3, 15, 15)), (Varied, (1, 11, 11))]
+    ("kind", "shape"),
+    [(Plain, (3, 12, 12)), (BiReal, (3, 15, 15)), (Varied, (1, 11, 11)), (Gated, (3, 7, 7))],
 )
 def test_module_computes_what_torch_does(kind: Any, shape: tuple[int, int, int], seed: int) -> None:
     torch.manual_seed(seed)
@@ -1010,6 +1086,14 @@ def test_module_computes_what_torch_does(kind: Any, shape: tuple[int, int, int],
     assert_computes(conversion.model, original, logits)
     assert_passes(conversion.model, original)
     assert conversion.model.name == kind.__name__
+
+
+def test_module_with_a_softmax_inside_becomes_layers() -> None:
+    torch.manual_seed(0)
+    model = convert(trained(Gated()).eval(), input=(3, 7, 7))
+    assert [type(layer).__name__ for layer in model.layers].count("Softmax") == 1
+    assert {each.interpolation for each in layers(model, Upsample)} == {"nearest", "bilinear"}
+    assert [layer.weight.shape for layer in layers(model, Conv2d)][2:] == [(14, 1, 1, 8), (96, 4, 4, 1)]
 
 
 class Unsoftened(nn.Module):
@@ -1100,6 +1184,16 @@ MODULES: list[tuple[Callable[[], Any], str]] = [
     (lambda: sequence(nn.AvgPool2d(2, divisor_override=3)), "the mean of the window in avg_pool2d"),
     (lambda: sequence(nn.AdaptiveAvgPool2d(3)), "a size that divides 7x7"),
     (lambda: sequence(nn.Upsample(scale_factor=1.5)), "one integer factor"),
+    (lambda: sequence(nn.Upsample(scale_factor=1.5, mode="bilinear")), "one integer factor"),
+    (
+        lambda: sequence(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
+        "align_corners=False in upsample_bilinear2d",
+    ),
+    (lambda: sequence(nn.Upsample(scale_factor=2, mode="bicubic")), "operators among"),
+    (lambda: sequence(nn.LogSoftmax(1), nn.ReLU()), "nothing after _log_softmax"),
+    (lambda: sequence(Function(lambda x: x[:, :, 1::2])), "rows or columns at equal distances"),
+    (lambda: sequence(Function(lambda x: x[:, ::2])), "rows or columns at equal distances"),
+    (lambda: sequence(Function(lambda x: F.pad(x, (0,) * 7 + (1,)))), "padding of height, width and chan"),
     (lambda: sequence(Function(lambda x: x.mean(1))), "height and width as the dimensions of mean"),
     (lambda: sequence(Function(lambda x: x.transpose(2, 3))), r"got permute|got transpose"),
     (lambda: sequence(Function(lambda x: torch.add(x, x, alpha=2))), "alpha 1 in add"),

@@ -30,6 +30,7 @@ from xnor_rrm.model import (
     PRelu,
     Relu,
     Sign,
+    Softmax,
     Upsample,
     Window,
 )
@@ -361,14 +362,20 @@ def test_narrow_convolutions_and_single_pixels(cout, size):
 
 
 def check_model(model: Model, rng: np.random.Generator, frames: int = 3) -> None:
-    """Both modes give the oracle's bits on frames that move in every way."""
-    dense, cached = model.stream("dense"), model.stream("cached")
+    """Both modes give the oracle's bits on frames that move in every way; computed is what changes reach."""
+    dense, cached, last = model.stream("dense"), model.stream("cached"), None
     for motion in MOTIONS:
         for frame in random_frames(rng, frames, *model.input_rule.crop, motion):
-            expected = naive.forward(model, naive.network_input(model, frame))[model.layers[-1].name]
+            values = naive.forward(model, naive.network_input(model, frame))
+            expected = values[model.layers[-1].name]
             assert expected.dtype == np.float32
             assert dense(frame).tobytes() == expected.tobytes()
             assert cached(frame).tobytes() == expected.tobytes()
+            reached = naive.reached(model, values, last)
+            for step, taken, mask in zip(model.plan.info, cached.stats, cached.computed(), strict=True):
+                assert mask.sum() == taken.outputs - taken.skipped, step.name
+                assert not (mask & ~np.any([reached[name] for name in step.layers], axis=0)).any(), step.name
+            last = values
 
 
 LAYERS: dict[str, Callable[[Builder, str], Any]] = {
@@ -386,16 +393,26 @@ LAYERS: dict[str, Callable[[Builder, str], Any]] = {
         net.conv(net.conv(top, 4, POINT), 40, net.window(top), groups=2)
     ),
     "conv, whole": lambda net, top: net.conv(top, 10, net.whole(top)),
+    "conv, whole and fused": lambda net, top: net.relu(net.conv(top, 10, net.whole(top))),
     "max pool": lambda net, top: net.max_pool(top, net.window(top, dilate=False)),
     "average pool": lambda net, top: net.avg_pool(top, net.window(top, dilate=False)),
     "average pool inside": lambda net, top: net.avg_pool(top, net.window(top, dilate=False), False),
+    "average pool, whole": lambda net, top: net.avg_pool(top, net.whole(top)),
     "affine, relu": lambda net, top: net.relu(net.affine(top)),
     "prelu": lambda net, top: net.prelu(top),
+    "rprelu": lambda net, top: net.affine(net.prelu(net.affine(top))),
     "clip": lambda net, top: net.clip(net.affine(top)),
     "concat": lambda net, top: net.concat(top, net.affine(top), INPUT, top),
     "concat, read by a binary layer": lambda net, top: net.binary(net.concat(INPUT, top), 9, POINT),
     "upsample": lambda net, top: net.upsample(top, 3),
     "upsample of a convolution": lambda net, top: net.prelu(net.upsample(net.conv(top, 20, POINT), 2)),
+    "bilinear": lambda net, top: net.upsample(top, 3, "bilinear"),
+    "bilinear, between": lambda net, top: net.prelu(net.upsample(net.conv(top, 20, POINT), 2, "bilinear")),
+    "bilinear, read by a binary layer": lambda net, top: net.binary(
+        net.upsample(top, 4, "bilinear"), 9, POINT
+    ),
+    "softmax": lambda net, top: net.softmax(top),
+    "softmax, between": lambda net, top: net.affine(net.softmax(net.affine(net.conv(top, 40, POINT)))),
     "add": lambda net, top: net.plus(net.relu(top), net.affine(net.affine(top))),
     "add to itself": lambda net, top: net.plus(top, top),
     "binary": lambda net, top: net.binary(net.affine(top), 33, net.window(top), pad_value=-1),
@@ -505,6 +522,8 @@ def minus_zeros(name: str, source: str, per_output: int, groups: int = 1) -> Con
         Clip("top", ("zeros",), -1.0, 0.0),
         Concat("top", ("zeros", "zeros")),
         Upsample("top", ("zeros",), 2),
+        Upsample("top", ("zeros",), 2, "bilinear"),
+        Softmax("top", ("zeros",)),
         MaxPool("top", ("zeros",), Window((2, 2))),
         AvgPool("top", ("zeros",), Window((2, 2))),
         AvgPool("top", ("zeros",), Window((2, 2), padding=(1, 0, 1, 0)), count_padding=False),

@@ -396,7 +396,7 @@ def layer(kind: str, name: str = "relu", *inputs: str, **fields: Any) -> dict[st
 
 
 HOSTILE_DESCRIPTIONS = [
-    (at("layers.2.kind", "Softmax"), "a kind among Conv2d, .* as layer 'relu', got 'Softmax'.* Upgrade"),
+    (at("layers.2.kind", "Softplus"), "a kind among Conv2d, .* as layer 'relu', got 'Softplus'.* Upgrade"),
     (at("layers.2.kind", ["Relu"]), "a kind among"),
     (at("layers.2.kind", ...), "a kind among .* as layer 'relu', got None"),
     (at("layers.2.slope", 0.1), "only known names in layer 'relu', got 'slope'.* Upgrade"),
@@ -439,6 +439,10 @@ HOSTILE_DESCRIPTIONS = [
     (at("layers.2", layer("Concat")), "2 or more inputs, got relu: 1"),
     (at("layers.2", layer("Upsample", factor=0)), "a factor of at least 1, got relu: 0"),
     (at("layers.2", layer("Upsample", factor=1.5)), "an integer .* as layer 'relu'.factor"),
+    (
+        at("layers.2", layer("Upsample", factor=2, interpolation="cubic")),
+        "one of .'nearest', 'bilinear'. as layer 'relu'.interpolation, got 'cubic'",
+    ),
     (
         all_of(
             at("layers.5", layer("Upsample", "max", "binary", factor=2)),

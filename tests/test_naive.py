@@ -125,6 +125,54 @@ def test_avg_pool_by_hand():
     assert naive.avg_pool(image([1.0, 4.0, 5.0]), (1, 3), (1, 1), NO_PADDING).item() == F32(10) * F32(1 / 3)
 
 
+def test_upsampling_by_hand():
+    x = image([0.0, 4.0])
+    assert naive.upsample(x, 2)[..., 0].tolist() == [[0, 0, 4, 4]] * 2
+    # Centres of the outputs among the inputs: -1/4, 1/4, 3/4, 5/4; and by three -1/3, 0, 1/3, 2/3, 1, 4/3.
+    assert naive.bilinear(x, 2)[..., 0].tolist() == [[0, 1, 3, 4]] * 2
+    x = image([0.0, 6.0], [12.0, 18.0])
+    expected = [[row + column for column in (0, 0, 2, 4, 6, 6)] for row in (0, 0, 4, 8, 12, 12)]
+    np.testing.assert_allclose(naive.bilinear(x, 3)[..., 0], expected, rtol=1e-7)
+
+
+def test_bilinear_rounds_products_and_sums_columns_first():
+    rng, u, v = np.random.default_rng(0), F32(0.25), F32(0.75)
+    otherwise = 0
+    for a, b, c, d in rng.standard_normal((200, 4)).astype(F32):
+        y = naive.bilinear(image([a, b], [c, d]), 2)
+        assert y.dtype == F32
+        assert y[1, 1, 0] == (a * v + b * u) * v + (c * v + d * u) * u
+        otherwise += y[1, 1, 0] != (a * v + c * u) * v + (b * v + d * u) * u
+    assert otherwise > 20
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 7])
+def test_bilinear_agrees_with_torch(factor):
+    torch = pytest.importorskip("torch")  # of an optional extra
+    x = np.random.default_rng(0).standard_normal((3, 5, 2)).astype(F32)
+    batch = torch.tensor(x.transpose(2, 0, 1)[None]).double()
+    expected = torch.nn.functional.interpolate(batch, scale_factor=factor, mode="bilinear")
+    np.testing.assert_allclose(naive.bilinear(x, factor), expected[0].numpy().transpose(1, 2, 0), atol=1e-6)
+
+
+def test_exponentials_are_near_the_true_ones():
+    x = -np.concatenate([np.linspace(0, 87, 40_000), np.geomspace(1e-30, 1, 1000)]).astype(F32)
+    exact = np.exp(x.astype(np.float64))
+    assert (np.abs(naive.exp(x) / exact - 1) < 2**-22).all()
+    assert naive.exp(F32([0, -0.0, -87.5, -1e30])).tolist() == [1, 1, 0, 0]
+
+
+def test_softmax_by_hand():
+    powers = naive.exp(F32([-1, 0, -3]))
+    total = (powers[0] + powers[1]) + powers[2]
+    assert naive.softmax(F32([[[9, 10, 7]]])).ravel().tolist() == (powers / total).tolist()
+    assert naive.softmax(F32([[[1e38, 1e38, -1e38]]])).ravel().tolist() == [0.5, 0.5, 0]
+    # From the first channel on, (2^-24 + 2^-24) + 1 is more than 1; from the last it would be 1.
+    small = F32(-24 * np.log(2))
+    y = naive.softmax(F32([[[small, small, 0]]])).ravel()
+    assert y[2] < 1
+
+
 def test_network_input_crops_the_centre():
     rule = SimpleNamespace(crop=(1, 2), resize=0, mean=(10.0, 0.0, 0.0), std=(2.0, 1.0, 4.0))
     frame = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
@@ -185,6 +233,7 @@ def test_random_models_run_and_cover_every_kind_of_layer():
         ("all", 99, 99),
         ("flip", 99, 99),
         ("border", 1, 1),
+        ("pixel", 1, 1),
         ("patch", 1, 18),
         ("noise", 0, 40),
     ],

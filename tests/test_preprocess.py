@@ -10,7 +10,7 @@ from PIL import Image
 
 from xnor_rrm.errors import FrameError
 from xnor_rrm.model import InputRule
-from xnor_rrm.preprocess import Preprocessor
+from xnor_rrm.preprocess import UNWATCHED, Preprocessor
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -36,7 +36,7 @@ def pillow(frame, rule):
     height, width = frame.shape[:2]
     if rule.channels == 1:
         frame = np.asarray(Image.fromarray(frame).convert("L"))
-    if rule.resize:
+    if rule.resize and frame.shape[:2] != rule.crop:
         kind, short = FILTERS[rule.interpolation], min(height, width)
         narrow, low = width * rule.resize // short, height * rule.resize // short
         image = Image.fromarray(frame).resize((narrow, height), kind).resize((narrow, low), kind)
@@ -107,6 +107,75 @@ def test_grey_frames_are_luminance_already(resize):
         assert np.array_equal(preprocess(view), expected)
     with pytest.raises(FrameError, match=r"uint8\[H, W, 3\] or uint8\[H, W\], got uint8\[40, 50, 1\]"):
         preprocess(grey[..., None])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 120),
+    width=st.integers(1, 120),
+    resize=st.integers(1, 40),
+    interpolation=st.sampled_from(sorted(FILTERS)),
+    channels=st.sampled_from([1, 3]),
+    shares=st.lists(st.sampled_from([0, 0, 0.001, 0.01, 0.3, 1]), min_size=2, max_size=6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_clip_equals_pillow(height, width, resize, interpolation, channels, shares, seed):
+    """Frames of which none, one or some pixels change, or all; some read-only, or of another layout."""
+    rng, wanted = (
+        np.random.default_rng(seed),
+        rule((1 + resize // 2, resize), resize, interpolation, channels),
+    )
+    preprocess, frame = Preprocessor(wanted), noise(height, width, seed)
+    for number, share in enumerate(shares):
+        changed = rng.random((height, width, 1)) < share
+        changed[rng.integers(height), rng.integers(width)] |= share == 0.001
+        frame = np.where(changed, rng.integers(0, 256, frame.shape, np.uint8), frame)
+        frame.flags.writeable = number % 3 != 1
+        seen = frame[:, ::-1] if number % 4 == 3 else frame
+        assert np.array_equal(preprocess(seen), pillow(np.ascontiguousarray(seen), wanted))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_no_change_reaches_is_left_alone(channels):
+    preprocess, frame = Preprocessor(rule((48, 48), 64, channels=channels)), noise(300, 400)
+    for _ in range(2):
+        before = preprocess(frame)
+    before += np.uint8(99)
+    wrong = before.copy()
+    assert np.array_equal(preprocess(frame), wrong)
+    frame[150, 200] ^= 255
+    after = preprocess(frame)
+    rows, columns = np.nonzero((after != wrong).any(axis=-1))
+    assert len(rows) > 0
+    assert np.ptp(rows) < 4
+    assert np.ptp(columns) < 128 / channels + 2  # of two blocks of 64 bytes
+    expected = Preprocessor(rule((48, 48), 64, channels=channels))(frame)
+    assert np.array_equal(after[after != wrong], expected[after != wrong])
+
+
+def test_frames_that_changed_for_the_most_part_are_not_watched_for_a_while():
+    wanted = rule((24, 40), 40)
+    preprocess, frame = Preprocessor(wanted), noise(90, 110)
+    watched = []
+    for number in range(2 * (UNWATCHED + 3)):
+        if number == UNWATCHED // 2:
+            frame = ~frame
+        frame[number, number] ^= 255
+        assert np.array_equal(preprocess(frame), pillow(frame, wanted))
+        watched.append(preprocess._resize._known)
+    busy = UNWATCHED // 2
+    assert watched == [not busy <= number < busy + UNWATCHED + 1 for number in range(len(watched))]
+
+
+def test_a_failure_between_the_passes_computes_everything_again(monkeypatch):
+    wanted = rule((32, 32), 36)
+    preprocess, first, second = Preprocessor(wanted), noise(90, 80, 1), noise(90, 80, 2)
+    preprocess(first)
+    with monkeypatch.context() as patch:
+        patch.setattr("xnor_rrm.preprocess.resize_rows", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            preprocess(second)
+    assert np.array_equal(preprocess(second), pillow(second, wanted))
 
 
 @pytest.mark.parametrize("resize", [0, 40])

@@ -341,6 +341,7 @@ def _run(
         "frames_per_s": round(speed, 1),
         "ms_per_frame": round(1e3 * statistics.median(seconds), 3),
         "flip_rate": round(statistics.fmean(rates), 5) if rates else None,
+        "state_bytes": stream.state_bytes,
         "top1": most_seen(model, classes),
         **({"threshold": threshold, **disagreement.facts()} if threshold else {}),
         **({"results": output} if output else {}),

@@ -307,6 +307,18 @@ class Clip(Layer):
 
 
 @dataclass(frozen=True, eq=False)
+class Softmax(Layer):
+    """Over the channels of each pixel: y = e / sum of e, e = exp(x - m), m the largest x.
+
+    The sum goes from the first channel to the last; difference, sums and quotient are each rounded. exp(d),
+    d <= 0, is 0 for d < -87, else 2**k * t: k = d * float32(1.442695), rounded, then rounded to the nearest
+    integer, ties to even; r = fma(k, float32(2.1219444e-4), fma(k, -0.693359375, d)); and t the Taylor
+    polynomial of r of degree 7, from t = float32(1 / 5040) down: t = fma(t, r, float32(1 / n!)), n = 6 ... 0.
+    A NaN or +infinity among the values makes all of them NaN.
+    """
+
+
+@dataclass(frozen=True, eq=False)
 class Sign(Layer):
     """One bit a value: 1 (+1) if x >= 0, else 0 (-1). Feeds binary convolutions only."""
 
@@ -345,13 +357,25 @@ class Concat(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Upsample(Layer):
-    """Nearest neighbour: y[i, j] = x[i // factor, j // factor]."""
+    """`factor` times as high and as wide.
+
+    interpolation : "nearest" is y[i, j] = x[i // factor, j // factor].
+        "bilinear" has half-pixel centres and clamped edges. Along an axis of n, output i lies at
+        p = (2 i + 1 - factor) / (2 factor), at least 0 and at most n - 1. It is made of x[first], first the
+        floor of p, and x[second], first + 1 or, where p is whole, first again; with weights 1 - u and u, u
+        the fraction of p, each rounded once from float64. A row is (1 - u) * x[first] + u * x[second] of
+        its columns; y is the same of two rows. Products and sums are rounded separately.
+    """
 
     factor: int
+    #: Left out of model files where it is "nearest", so that they stay as they were.
+    interpolation: Literal["nearest", "bilinear"] = field(default="nearest", metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         if self.factor < 1:
             raise ModelError("a factor of at least 1", f"{self.name}: {self.factor}")
+        if self.interpolation not in ("nearest", "bilinear"):
+            raise ModelError("interpolation 'nearest' or 'bilinear'", f"{self.name}: {self.interpolation!r}")
 
     def output_shape(self, *shapes: Shape) -> Shape:
         height, width, channels = shapes[0]
@@ -394,6 +418,7 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         Relu,
         PRelu,
         Clip,
+        Softmax,
         Sign,
         Add,
         Concat,

@@ -42,10 +42,11 @@ from .model import (
     Relu,
     Shape,
     Sign,
+    Softmax,
     Upsample,
 )
 
-ELEMENTWISE = (Affine, Relu, PRelu, Clip, Sign, Add)
+ELEMENTWISE = (Affine, Relu, PRelu, Clip, Softmax, Sign, Add)
 
 #: Bytes of sums a convolution leaves before its fused program reads them: few enough to stay in the
 #: second-level cache, many enough that the calls do not count (16 KB bands took 5 % more of the frame).
@@ -108,6 +109,7 @@ class Plan:
     words) to write there once, the borders of padding +1.  scratch : sizes of the arrays the steps share.
     output : (offset in f32, pixels, elements a pixel, channels) of the network's output.
     bits : (offset in u64, (H, W, C)) of each Sign layer's packed signs, ceil(C / 64) words a pixel.
+    floats : (offset in f32, elements a pixel, (H, W, C)) of each layer whose float values are kept.
     """
 
     steps: Array
@@ -118,6 +120,7 @@ class Plan:
     scratch: dict[str, int]
     output: tuple[int, int, int, int]
     bits: dict[str, tuple[int, Shape]]
+    floats: dict[str, tuple[int, int, Shape]]
 
 
 @dataclass
@@ -140,6 +143,7 @@ SCRATCH_SIZES = (
 class _Builder:
     model: Model
     costs: policy.Costs | None
+    fuse: bool
     steps: list[Any] = field(default_factory=list)
     info: list[StepInfo] = field(default_factory=list)
     floats: dict[str, _Tensor] = field(default_factory=dict)
@@ -199,7 +203,9 @@ class _Builder:
         h, w, c = self.model.input_shape
         step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
         table, name, absorbed = self.model.input_rule.table(), INPUT, []
-        while len(readers := self.readers[name]) == 1 and isinstance(affine := readers[0], Affine):
+        while (
+            self.fuse and len(readers := self.readers[name]) == 1 and isinstance(affine := readers[0], Affine)
+        ):
             table, name = table * affine.scale + affine.shift, affine.name
             absorbed.append(name)
         x = self.float_tensor(name, stride=c)
@@ -267,6 +273,18 @@ class _Builder:
         step["kind"], step["h"], step["w"], step["factor"] = Kind.COPY, h, w, ho // h
         step["y"], step["y_mask"] = y.offset, y.mask
         step["sources"], step["program"] = len(sources), self.const["int64"].add(sources)
+        self.finish(step, self._info(layer, "float"))
+
+    def bilinear_step(self, layer: Upsample) -> None:
+        shape, (ho, wo, c) = self.model.shapes[layer.inputs[0]], self.model.shapes[layer.name]
+        step = geometry((ho, wo, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
+        rows, columns = (_bilinear_taps(size, layer.factor) for size in shape[:2])
+        x, y = self.floats[layer.inputs[0]], self.float_tensor(layer.name)
+        step["kind"], step["h"], step["w"] = Kind.BILINEAR, shape[0], shape[1]
+        step["x"], step["x_stride"], step["x_mask"] = x.offset, x.stride, x.mask
+        step["y"], step["y_mask"] = y.offset, y.mask
+        step["starts"] = self.const["int64"].add(np.concatenate([rows[0], columns[0]]))
+        step["weights"] = self.const["float32"].add(np.concatenate([rows[1], columns[1]]))
         self.finish(step, self._info(layer, "float"))
 
     def binary_conv_step(self, layer: BinaryConv2d, group: list[Layer] | None) -> bool:
@@ -420,6 +438,7 @@ class _Program:
 
     def __init__(self, builder: _Builder, width: int, group: list[Layer], own: str) -> None:
         self._b, self._width, self._own = builder, width, own
+        self._reads_sums = builder.fuse or not group
         self._uses: dict[str, int] = {}
         for layer in group:
             for name in layer.inputs:
@@ -450,7 +469,7 @@ class _Program:
         if name in self._register:
             return self._register[name]
         target = self._new(name)
-        if name in self._b.counts:
+        if name in self._b.counts and self._reads_sums:
             layer, y = self._b.layers[name], self._b.counts[name]
             assert isinstance(layer, BinaryConv2d)
             alpha, bias = self._constants(layer.alpha), self._constants(layer.bias)
@@ -485,6 +504,8 @@ class _Program:
         elif isinstance(layer, Clip):
             limits = self._b.const["float32"].add([layer.low, layer.high])
             self._emit(Op.CLIP, target, sources[0], limits)
+        elif isinstance(layer, Softmax):
+            self._emit(Op.SOFTMAX, target, sources[0], self._b.model.shapes[layer.name][2])
         else:
             self._emit(Op.ADD, target, sources[0], sources[1])
 
@@ -498,6 +519,15 @@ class _Program:
             self._uses[name] -= 1
             if self._uses[name] == 0:
                 self._free.append(self._register[name])
+
+
+def _bilinear_taps(size: int, factor: int) -> tuple[Array, Array]:
+    """Of one axis, as model.Upsample says: inputs of each output, int64[outputs, 2], and their weights."""
+    half = 2 * factor  # places are counted in halves of an output
+    place = np.clip(2 * np.arange(size * factor) + 1 - factor, 0, half * (size - 1))
+    first, rest = np.divmod(place, half)
+    weights: Array = (np.stack([half - rest, rest], axis=1) / half).astype(np.float32)
+    return np.stack([first, first + (rest > 0)], axis=1), weights
 
 
 def _padded(values: Array, width: int) -> Array:
@@ -556,13 +586,18 @@ def _fused_group(
     return None
 
 
-def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
-    """Lay out a model for `frame.run`.  costs : by which kernels are chosen; the machine's unless given."""
-    b = _Builder(model, costs)
+def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = True) -> Plan:
+    """Lay out a model for `frame.run`.
+
+    costs : by which kernels are chosen; the machine's unless given.
+    fuse : without, each layer is a step of its own, whose values are kept: for tests, which compare the two.
+    """
+    b = _Builder(model, costs, fuse)
     absorbed = b.input_step()
     layers = [layer for layer in model.layers if layer.name not in absorbed]
     levels, output = _levels(model), model.layers[-1].name
-    groups = _groups(layers, levels)
+    apart: list[list[Layer]] = [[layer] for layer in layers if isinstance(layer, ELEMENTWISE)]
+    groups = _groups(layers, levels) if fuse else apart
 
     def group_step(group: list[Layer], own: str = "") -> None:
         names = {layer.name for layer in group}
@@ -578,18 +613,21 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
         here = [layer for layer in layers if levels[layer.name] == level]
         waiting = [group for group in groups if levels[group[0].name] == level]
         for layer in here:
-            fused = _fused_group(layer, here, waiting, b.readers)
+            fused = _fused_group(layer, here, waiting, b.readers) if fuse else None
             if isinstance(layer, BinaryConv2d):
                 if b.binary_conv_step(layer, fused):
                     assert fused is not None
                     waiting.remove(fused)
                     fused = None
-                if layer.name == output or any(not isinstance(r, ELEMENTWISE) for r in b.readers[layer.name]):
+                others = [r for r in b.readers[layer.name] if not isinstance(r, ELEMENTWISE)]
+                if layer.name == output or others or not fuse:
                     b.elementwise_step(layer.name, [], set())
             elif isinstance(layer, Conv2d):
                 b.float_conv_step(layer, fused is not None)
             elif isinstance(layer, MaxPool):
                 b.pool_step(layer)
+            elif isinstance(layer, Upsample) and layer.interpolation == "bilinear":
+                b.bilinear_step(layer)
             elif isinstance(layer, Concat | Upsample):
                 b.copy_step(layer)
             if fused is not None:
@@ -611,6 +649,7 @@ def build_plan(model: Model, costs: policy.Costs | None = None) -> Plan:
         scratch=b.scratch,
         output=(y.offset, h * w, y.stride, c),
         bits={name: (offset, model.shapes[name]) for name, offset in b.bits.items()},
+        floats={name: (x.offset, x.stride, model.shapes[name]) for name, x in b.floats.items()},
     )
 
 

@@ -13,19 +13,30 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FrameError
-from .kernels.resize import PRECISION, luminance, resize_columns, resize_grey_columns, resize_rows
+from .kernels.resize import (
+    PRECISION,
+    luminance,
+    mark_changed,
+    resize_columns,
+    resize_rows,
+)
 from .model import InputRule
 
 Frame = npt.NDArray[np.uint8]
+
+#: Above this share of changed blocks of 64 bytes, comparing a frame costs more than it saves: so many frames
+#: are then computed without.
+BUSY, UNWATCHED = 0.4, 15
 
 #: Half the width of each filter, in output pixels.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 
 
 class Preprocessor:
-    """Greys, resizes and crops the frames of one video by an `InputRule`; computes only what the crop keeps.
+    """Greys, resizes and crops the frames of one video by an `InputRule`.
 
-    State: filter weights for the last frame size and buffers, about one input-wide strip of the frame.
+    Computes only what the crop keeps; and of a resized frame only what a change since the last one reaches.
+    State: filter weights for the last frame size, the rows that were read, and buffers.
     """
 
     def __init__(self, rule: InputRule) -> None:
@@ -33,7 +44,7 @@ class Preprocessor:
         self._size = (0, 0)
         self._resize: _Resize | None = None
         self._kept = (slice(0), slice(0))
-        self._grey = np.empty(0, np.uint8)
+        self._grey = self._colours = np.empty(0, np.uint8)
         self._results = [np.empty((*rule.crop, rule.channels), np.uint8) for _ in range(2)]
 
     def __call__(self, frame: Frame) -> Frame:
@@ -54,15 +65,21 @@ class Preprocessor:
         if self._resize is None:
             result[...] = kept
         else:
-            self._resize(kept, result)
+            self._resize(kept, self._results[1], result)
         return result
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of buffers."""
+        arrays = (*self._results, self._grey, self._colours, *(self._resize.buffers if self._resize else ()))
+        return sum(array.nbytes for array in arrays)
 
     def _luminance(self, frame: Frame) -> Frame:
         """uint8[h, w, 1] of uint8[h, w, 3] or uint8[h, w]."""
         if frame.ndim == 2:
             return frame[..., None]
         grey = self._grey[: frame.shape[0] * frame.shape[1]]
-        luminance(_for_kernels(frame).reshape(-1), grey)
+        luminance(_for_kernels(frame, self._colours[: frame.size]).reshape(-1), grey)
         return grey.reshape(*frame.shape[:2], 1)
 
     def _prepare(self, height: int, width: int) -> None:
@@ -85,9 +102,10 @@ class Preprocessor:
                 for size, full, start, count in zip((height, width), resized, corner, crop, strict=True)
             )
             self._kept = (rows.span, slice(width))
-            self._resize = _Resize(rows, columns, self._rule.channels)
+            self._resize = _Resize(rows, columns, width, self._rule.channels)
         if self._rule.channels == 1:
             self._grey = np.empty(height * width, np.uint8)
+            self._colours = np.empty(3 * height * width, np.uint8)
         self._size = (height, width)
 
 
@@ -167,25 +185,61 @@ def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def _for_kernels(frame: Frame) -> Frame:
-    """Writable and contiguous, always: each other kind of array would compile the kernels once more."""
-    return np.require(frame, requirements=["C", "W"])
+def _for_kernels(frame: Frame, buffer: Frame) -> Frame:
+    """The frame, or its copy in the buffer, of as many bytes: writable and contiguous.
+
+    Always so: each other kind of array would compile the kernels once more.
+    """
+    if frame.flags.c_contiguous and frame.flags.writeable:
+        return frame
+    copy = buffer.reshape(frame.shape)
+    np.copyto(copy, frame)
+    return copy
 
 
 class _Resize:
-    """Both passes for frames of one size."""
+    """Both passes for frames of one size; what did not change stays as it was.
 
-    def __init__(self, rows: _Taps, columns: _Taps, channels: int) -> None:
+    After a frame that changed for the most part some are not compared at all, but computed.
+
+    buffers : all arrays but the weights.
+    """
+
+    def __init__(self, rows: _Taps, columns: _Taps, width: int, channels: int) -> None:
         self._row_first, self._row_weights = rows.first - rows.span.start, rows.weights
         self._column_first, self._column_weights = columns.first * channels, columns.weights
-        self._resize_columns = resize_columns if channels == 3 else resize_grey_columns
-        width = channels * len(columns.first)
-        self._strip = np.empty((rows.span.stop - rows.span.start, width), np.uint8)
-        self._sums = np.empty(width, np.int32)
+        self._channels = channels
+        height, size, strip = (
+            rows.span.stop - rows.span.start,
+            channels * width,
+            channels * len(columns.first),
+        )
+        self._copy = np.empty(height * size, np.uint8)
+        self._last, self._marks = (
+            np.empty((height, size), np.uint8),
+            np.empty((height, -(-size // 64)), np.uint8),
+        )
+        self._strip = np.empty((height, strip), np.uint8)
+        self._strip_marks = np.empty((height, -(-strip // 64)), np.uint8)
+        self._sums = np.empty(strip, np.int32)
+        self._known, self._unwatched = False, 0
+        self.buffers = (self._copy, self._last, self._marks, self._strip, self._strip_marks, self._sums)
 
-    def __call__(self, frame: Frame, result: Frame) -> None:
-        """frame : the rows that are read, uint8[rows, width, channels]."""
-        flat = _for_kernels(frame).reshape(len(frame), -1)
-        self._resize_columns(flat, self._column_first, self._column_weights, self._strip)
-        out = result.reshape(len(result), -1)
-        resize_rows(self._strip, self._row_first, self._row_weights, self._sums, out)
+    def __call__(self, frame: Frame, last: Frame, result: Frame) -> None:
+        """frame : the rows that are read, uint8[rows, width, channels].  last : the result before it."""
+        flat = _for_kernels(frame, self._copy).reshape(self._last.shape)
+        known, self._known = self._known, False  # an exception in between leaves it so
+        watch = not self._unwatched
+        if watch:
+            marked = mark_changed(flat, self._last, not known, self._marks)
+            if known and marked > BUSY * self._marks.size:
+                self._unwatched = UNWATCHED
+        else:
+            self._unwatched -= 1
+            self._marks.fill(1)
+        strip, out = (self._strip, self._strip_marks), result.reshape(len(result), -1)
+        columns = self._column_first, self._column_weights
+        resize_columns(flat, *columns, self._marks, self._channels, *strip)
+        np.copyto(result, last)
+        resize_rows(self._strip, self._row_first, self._row_weights, self._strip_marks, self._sums, out)
+        self._known = watch and not self._unwatched

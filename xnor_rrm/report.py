@@ -206,8 +206,8 @@ def _kind(layer: Layer) -> str:
             return f"{kind} in {groups} groups"
         case Clip(low=low, high=high):
             return f"{kind} to {low:g}..{high:g}"
-        case Upsample(factor=factor):
-            return f"{kind} by {factor}"
+        case Upsample(factor=factor, interpolation=interpolation):
+            return f"{kind} by {factor}" + (", bilinear" if interpolation == "bilinear" else "")
     return kind
 
 

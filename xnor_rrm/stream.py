@@ -189,5 +189,9 @@ class Stream:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of state and scratch this stream holds."""
-        return sum(array.nbytes for array in (*self._state, *self._scratch))
+        """Bytes that this stream holds: state, scratch, and buffers for frames of the last one's size.
+
+        A frame allocates its answer and some objects of Python, nothing else.
+        """
+        own: int = sum(array.nbytes for array in (*self._state, *self._scratch))
+        return own + self._preprocess.state_bytes

@@ -36,6 +36,7 @@ from .model import (
     Relu,
     Shape,
     Sign,
+    Softmax,
     Upsample,
     Window,
 )
@@ -139,8 +140,10 @@ def _operation(layer: Layer, tail: list[Layer], shape: Shape) -> Operation:
             return lambda x: torch.clamp(x, low, high)
         case Concat():
             return lambda *parts: torch.cat(parts, dim=1)
-        case Upsample(factor=factor):
-            return lambda x: F.interpolate(x, scale_factor=factor, mode="nearest")
+        case Softmax():
+            return lambda x: torch.softmax(x, dim=1)
+        case Upsample(factor=factor, interpolation=mode):
+            return lambda x: F.interpolate(x, scale_factor=factor, mode=mode)
         case Sign():
             return lambda x: torch.where(x >= 0, 1.0, -1.0)
         case Add():

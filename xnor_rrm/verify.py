@@ -43,6 +43,7 @@ from .model import (
     PRelu,
     Relu,
     Sign,
+    Softmax,
     Upsample,
     Window,
 )
@@ -60,6 +61,9 @@ MAX_TOLD = 8
 
 #: Half the distance from 1 to the next float32: the relative error of one rounding.
 ROUNDING = 2.0**-24
+
+#: What a float32 of the least magnitude may be taken for 0 at: an exponential that underflows.
+SMALLEST = 2.0**-125
 
 #: Roundings of a small fixed sequence of operations, such as a batch-norm from its four tensors.
 FEW = 8
@@ -352,8 +356,19 @@ class _Layers:
                 return y, error + others[0][1] + ROUNDING * y.abs()
             case Concat():
                 return torch.cat([v for v, _ in inputs], 1), torch.cat([e for _, e in inputs], 1)
-            case Upsample(factor=factor):
-                return F.interpolate(x, scale_factor=factor), F.interpolate(error, scale_factor=factor)
+            case Softmax():
+                y = x.softmax(1)
+                # A difference d between two inputs scales what they add to the sum by exp(d).
+                spread = error + ROUNDING * (x.abs() + x.abs().amax(1, keepdim=True))
+                relative = torch.expm1(2 * spread.amax(1, keepdim=True)) + (FEW + x.shape[1]) * ROUNDING
+                return y, y * relative + SMALLEST
+            case Upsample(factor=factor, interpolation=mode):
+                # The places of a large image are large numbers, and so are the errors of their fractions.
+                roundings = FEW + max(x.shape[2:]) if mode == "bilinear" else 0
+                error = error + roundings * ROUNDING * x.abs()
+                resized = (F.interpolate(each, scale_factor=factor, mode=mode) for each in (x, error))
+                y, bound = resized
+                return y, bound
             case AvgPool():
                 roundings = layer.window.kernel[0] * layer.window.kernel[1] + FEW
                 return _window_mean(x, layer), _window_mean(error + roundings * ROUNDING * x.abs(), layer)

@@ -417,36 +417,58 @@ def _pad(b: Builder, node: onnx_file.Node) -> None:
     if (
         len(pads) != 2 * len(axes)
         or len(set(axes)) != len(axes)
-        or not {2, 3} >= {axis for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]}
+        or not {1, 2, 3} >= {axis for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]}
     ):
-        raise ConvertError(f"padding of height and width in {node.where}", f"{pads} of axes {axes}")
+        raise ConvertError(f"padding of height, width and channels in {node.where}", f"{pads} of axes {axes}")
     before, after = dict(zip(axes, pads, strict=False)), dict(zip(axes, pads[len(axes) :], strict=False))
     sides: Sides = (before.get(2, 0), after.get(2, 0), before.get(3, 0), after.get(3, 0))
-    b.add(node, "pad", *b.computed(node), padding=sides, value=value)
+    channels = before.get(1, 0), after.get(1, 0)
+    b.add(node, "pad", *b.computed(node), padding=sides, value=value, channels=channels)
+
+
+def _slice(b: Builder, node: onnx_file.Node) -> None:
+    """Every second row and column, or every third. Attributes up to opset 9 knew no steps."""
+    (source,), (first, last, axes, steps) = b.computed(node), (b.numbers(node, i) or () for i in range(1, 5))
+    shape = b.lowering.shape(source)
+    axes, steps = axes or tuple(range(len(first))), steps or (1,) * len(first)
+    strides = {axis % len(shape): step for axis, step in zip(axes, steps, strict=True)}
+    whole = all(start == 0 and end >= shape[axis] for axis, start, end in zip(axes, first, last, strict=True))
+    inside = len(shape) == 4 and {axis for axis, step in strides.items() if step != 1} <= {2, 3}
+    if not first or not whole or not inside or len(strides) != len(axes):
+        taken = f"{first} to {last} by {steps} of axes {axes}"
+        raise ConvertError(f"rows or columns at equal distances from the first on in {node.where}", taken)
+    b.add(node, "subsample", source, stride=(strides.get(2, 1), strides.get(3, 1)))
 
 
 def _upsample(b: Builder, node: onnx_file.Node) -> None:
     """Upsample's factors are an attribute or input 1; Resize's input 1 (up to opset 10), 2, or sizes, 3."""
-    node.require("mode", "nearest", default="nearest")
+    mode = node.text("mode", "nearest")
     (source,), resize = b.computed(node), node.op == "Resize" and len(node.inputs) > 2
     scales = node.floats("scales") if node.has("scales") else b.optional(node, 2 if resize else 1)
     if resize:
         place = node.text("coordinate_transformation_mode", "half_pixel")
         rounding = node.text("nearest_mode", "round_prefer_floor")
-        # These repeat each pixel `factor` times; others shift the image.
-        repeats = place.endswith(("half_pixel", "half_pixel_symmetric")) and "round_prefer" in rounding
-        if not repeats and (place, rounding) != ("asymmetric", "floor"):
+        # Of nearest ones these repeat each pixel `factor` times; others shift the image.
+        centred = place.endswith(("half_pixel", "half_pixel_symmetric"))
+        repeats = centred and "round_prefer" in rounding
+        if mode == "nearest" and not repeats and (place, rounding) != ("asymmetric", "floor"):
             raise ConvertError(f"pixels repeated in {node.where}", f"{place} with {rounding}")
+        if mode == "linear" and not centred:
+            raise ConvertError(f"half_pixel coordinates in {node.where}", place)
         node.number("cubic_coeff_a", -0.75)
         node.number("extrapolation_value", 0.0)
         node.integer("exclude_outside", 0)
+        node.integer("antialias", 0)  # of what becomes smaller
+    if mode not in (("nearest", "linear") if resize else ("nearest",)):
+        raise ConvertError(f"mode nearest{' or linear' if resize else ''} in {node.where}", mode)
     shape, sizes = b.lowering.shape(source), b.numbers(node, 3)
     factors = [float(factor) for factor in (() if scales is None else scales.reshape(-1)[:4])]
     if sizes:
         factors = [n / m for n, m in zip(sizes, shape, strict=True)]
     if len(factors) != 4 or factors[:2] != [1, 1] or factors[2] != factors[3] or factors[2] % 1:
         raise ConvertError(f"one integer factor for height and width in {node.where}", f"{factors}")
-    b.add(node, "upsample", source, factor=int(factors[2]))
+    interpolation = "bilinear" if mode == "linear" else "nearest"
+    b.add(node, "upsample", source, factor=int(factors[2]), interpolation=interpolation)
 
 
 def _softmax(b: Builder, node: onnx_file.Node) -> None:
@@ -454,7 +476,7 @@ def _softmax(b: Builder, node: onnx_file.Node) -> None:
     axis, rank = node.integer("axis", -1), len(b.lowering.shape(source))
     if axis % rank != 1 and not (rank == 4 and b.lowering.shape(source)[2:] == (1, 1)):
         raise ConvertError(f"a softmax over channels in {node.where}", f"axis {axis}")
-    b.add(node, "softmax", source)
+    b.add(node, "softmax", source, logarithm=node.op == "LogSoftmax")
 
 
 #: By operator: what it becomes.
@@ -491,6 +513,7 @@ OPERATORS: dict[str, Callable[[Builder, onnx_file.Node], None]] = {
     "Reshape": _reshape,
     "Resize": _upsample,
     "Sign": _sign,
+    "Slice": _slice,
     "Softmax": _softmax,
     "Squeeze": _squeeze,
     "Sub": _sub,
@@ -546,7 +569,7 @@ def original(source: Checkpoint, **options: Any) -> Original:
 
 
 #: Operators that compare or move values.
-MOVING = ("Concat", "MaxPool", "Resize", "Upsample")
+MOVING = ("Concat", "MaxPool", "Resize", "Slice", "Upsample")
 
 #: By operator: from its first two operands, what it takes the sign of.
 SIGNED: dict[str, Callable[..., Array]] = {

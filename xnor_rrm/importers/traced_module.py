@@ -333,10 +333,22 @@ def _view(b: Builder, node: fx.Node, a: Arguments) -> None:
 
 def _pad(b: Builder, node: fx.Node, a: Arguments) -> None:
     pads = tuple(a["pad"])
-    if len(pads) not in (2, 4):
-        raise ConvertError(f"padding of height and width in {place(node)}", f"{pads}")
-    left, right, top, bottom = (*pads, 0, 0)[:4]
-    b.add(node, "pad", a["self"], padding=(top, bottom, left, right), value=b.number(node, a["value"]))
+    if len(pads) not in (2, 4, 6):
+        raise ConvertError(f"padding of height, width and channels in {place(node)}", f"{pads}")
+    left, right, top, bottom, before, behind = (*pads, 0, 0, 0, 0)[:6]
+    sides, value = (top, bottom, left, right), b.number(node, a["value"])
+    b.add(node, "pad", a["self"], padding=sides, value=value, channels=(before, behind))
+
+
+def _slice(b: Builder, node: fx.Node, a: Arguments) -> None:
+    """Every second row or column, or every third: x[:, :, ::2]."""
+    shape, axis = b.lowering.shape(layer_name(a["self"])), a["dim"]
+    start, end = a["start"] or 0, shape[axis] if a["end"] is None else a["end"]
+    axis %= len(shape)
+    if start or end < shape[axis] or (a["step"] != 1 and (axis not in (2, 3) or len(shape) != 4)):
+        taken = f"dimension {axis}, {start}:{end}:{a['step']}"
+        raise ConvertError(f"rows or columns at equal distances from the first on in {place(node)}", taken)
+    b.add(node, "subsample", a["self"], stride=(a["step"], 1) if axis == 2 else (1, a["step"]))
 
 
 def _upsample(b: Builder, node: fx.Node, a: Arguments) -> None:
@@ -344,14 +356,17 @@ def _upsample(b: Builder, node: fx.Node, a: Arguments) -> None:
     factors = [n / m for n, m in zip(sizes, shape[2:], strict=True)] if sizes else list(a["scale_factors"])
     if factors[0] != factors[1] or not float(factors[0]).is_integer():
         raise ConvertError(f"one integer factor for height and width in {place(node)}", f"{factors}")
-    b.add(node, "upsample", a["input"], factor=int(factors[0]))
+    if a.get("align_corners") and factors[0] != 1:
+        raise ConvertError(f"align_corners=False in {place(node)}", "True")
+    mode = "bilinear" if operator_name(node) == "upsample_bilinear2d" else "nearest"
+    b.add(node, "upsample", a["input"], factor=int(factors[0]), interpolation=mode)
 
 
 def _softmax(b: Builder, node: fx.Node, a: Arguments) -> None:
     rank = len(b.lowering.shape(layer_name(a["self"])))
     if a["dim"] % rank != 1:
         raise ConvertError(f"a softmax over channels in {place(node)}", f"dimension {a['dim']}")
-    b.add(node, "softmax", a["self"])
+    b.add(node, "softmax", a["self"], logarithm=operator_name(node) == "_log_softmax")
 
 
 def _filled(value: float) -> Callable[[Arguments], torch.Tensor]:
@@ -414,9 +429,11 @@ OPERATORS: dict[str, Callable[[Builder, fx.Node, Arguments], None]] = {
     "relu": _relu,
     "reshape": _view,
     "sign": _sign,
+    "slice": _slice,
     "squeeze": _view,
     "sub": _sub,
     "unsqueeze": _view,
+    "upsample_bilinear2d": _upsample,
     "upsample_nearest2d": _upsample,
     "view": _view,
     "where": _where,
@@ -467,7 +484,7 @@ def _top_left(node: fx.Node) -> tuple[int, int]:
 
 
 #: Operators that compare or move values.
-MOVING = ("cat", "getitem", "max_pool2d_with_indices", "upsample_nearest2d")
+MOVING = ("cat", "getitem", "max_pool2d_with_indices", "slice", "upsample_nearest2d")
 
 #: By operator: from its first two operands, what it takes the sign of.
 SIGNED: dict[str, Callable[..., torch.Tensor]] = {

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ConvertError, XnorError
-from ...model import INPUT, Add, Affine, BinaryConv2d, Conv2d, InputRule, Layer, Model, Shape, Sign
+from ...model import INPUT, Add, Affine, BinaryConv2d, Conv2d, InputRule, Layer, Model, Shape, Sign, Softmax
 from .layers import Layers
 from .zeros import refuse_zeros
 
@@ -52,7 +52,8 @@ class Floats:
 
     flat : it is two-dimensional, the values in the order (C, H, W).
     padding, pad_value : what a Pad has put around it, still to be taken over by the operation that follows.
-    ended : the softmax after which nothing but the output may follow.
+    ended : how messages call the softmax or log-softmax of it, which is left out as the last operation.
+    softmax : the layer that it is where more follows; a log-softmax is none.
     """
 
     layer: str
@@ -60,6 +61,7 @@ class Floats:
     padding: Sides = NO_PADDING
     pad_value: float = 0.0
     ended: str = ""
+    softmax: str = ""
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,16 @@ class Lowering:
         if isinstance(value, Difference):
             return self._difference(value)
         if value.ended and not last:
-            raise ConvertError(f"nothing after {value.ended}", where)
+            return self._softened(value, where)
         return value
+
+    def _softened(self, value: Floats, where: str) -> Floats:
+        """A value whose softmax is not the last operation."""
+        if not value.softmax:
+            raise ConvertError(f"nothing after {value.ended}", where)
+        if value.softmax not in self.layers:  # not read before
+            self.layers.add(Softmax(value.softmax, (value.layer,)))
+        return Floats(value.softmax, value.flat)
 
     def _difference(self, value: Difference) -> Floats:
         """a + -b, as layers."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ...errors import ConvertError
-from ...model import INPUT, MAX_ACTIVATION, Layer, Shape
+from ...model import INPUT, MAX_ACTIVATION, Affine, Conv2d, Layer, Shape, Window
 from .checkpoint import summary
 
 
@@ -39,3 +41,18 @@ class Layers(dict[str, Layer]):
     def last(self) -> str:
         """The layer added last, or the input."""
         return next(reversed(self), INPUT)
+
+
+def flat_affine(layer: Affine, shape: Shape) -> Conv2d:
+    """An Affine over the flattened (C, H, W) of a (H, W, C) input, as a layer of shape (1, 1, C * H * W).
+
+    A convolution whose window is the whole input; in each channel's group every output reads one value.
+    """
+    height, width, channels = shape
+    size = height * width
+    if len(layer.scale) != channels * size:
+        raise ConvertError(f"{channels * size} channels in {layer.name!r}", str(len(layer.scale)))
+    weight = np.zeros((channels, size, size), np.float32)
+    weight[:, range(size), range(size)] = layer.scale.reshape(channels, size)
+    kernel = weight.reshape(-1, height, width, 1)
+    return Conv2d(layer.name, layer.inputs, kernel, layer.shift, Window((height, width)), channels)

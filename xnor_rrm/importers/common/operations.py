@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from ...model import (
 from .checkpoint import batch_norm
 from .datasets import MAX_SIDE
 from .graph import NO_PADDING, Floats, Lowering, Node, Operation, Sides, Signs, floats, unpadded
+from .layers import flat_affine
 
 Pair = tuple[int, int]
 
@@ -41,6 +42,9 @@ WEIGHT_ROUNDING, WEIGHT_TOLERANCE = 2.0**-22, 0.01
 
 #: What each comparison is with its operands exchanged.
 MIRRORED = {">=": "<=", ">": "<", "<=": ">=", "<": ">"}
+
+#: Most channels that a Pad may add on a side.
+MAX_CHANNELS = 1 << 13
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -142,7 +146,11 @@ def _batch_norm(
             found = f"{array.dtype.name}{list(array.shape)}"
             raise ConvertError(f"float32[{channels}] as {name} of {node.where}", found)
     layer = batch_norm(node.name, source.layer, node.where, **given, eps=eps)
-    return lowering.append(node, layer, source)
+    shape = lowering.layers.shapes[source.layer]
+    if channels == shape[2]:
+        return lowering.append(node, layer, source)
+    lowering.spend(4 * channels * shape[0] * shape[1], node)  # of all values of a flattened map
+    return lowering.append(node, flat_affine(layer, shape), source)
 
 
 def _relu(lowering: Lowering, node: Node, x: Floats) -> Floats:
@@ -371,9 +379,13 @@ def _reshape(lowering: Lowering, node: Node, x: Floats, *, shape: Sequence[int])
     raise ConvertError(f"a flattening in {node.where}", f"{(1, channels, height, width)} to {tuple(shape)}")
 
 
-def _pad(lowering: Lowering, node: Node, x: Floats, *, padding: Sides, value: float) -> Floats:
-    """Constant values around the image."""
+def _pad(
+    lowering: Lowering, node: Node, x: Floats, *, padding: Sides, value: float, channels: Pair = (0, 0)
+) -> Floats:
+    """Constant values around the image, and channels of them before and behind its own."""
     image(node, x)
+    if any(channels):
+        x = _padded_channels(lowering, node, x, channels, value)
     if not any(padding):
         return x
     if min(padding) < 0 or max(padding) > MAX_SIDE or (x.padding != NO_PADDING and x.pad_value != value):
@@ -381,15 +393,46 @@ def _pad(lowering: Lowering, node: Node, x: Floats, *, padding: Sides, value: fl
     return dataclasses.replace(x, padding=_both(x.padding, padding), pad_value=value)
 
 
-def _upsample(lowering: Lowering, node: Node, x: Floats, *, factor: int) -> Floats:
-    """Each pixel `factor` by `factor` times."""
+def _padded_channels(lowering: Lowering, node: Node, x: Floats, more: Pair, value: float) -> Floats:
+    """A convolution of weights 0 and 1, whose bias is the value."""
+    source, cin = unpadded(node, floats(node, x)), lowering.layers.shapes[x.layer][2]
+    if min(more) < 0 or max(more) > MAX_CHANNELS:
+        raise ConvertError(f"up to {MAX_CHANNELS} channels more in {node.where}", f"{more}")
+    cout = more[0] + cin + more[1]
+    lowering.spend(4 * cout * (cin + 1), node)
+    weight, bias = np.zeros((cout, 1, 1, cin), np.float32), np.full(cout, value, np.float32)
+    weight[more[0] : more[0] + cin, 0, 0], bias[more[0] : more[0] + cin] = np.eye(cin), 0
+    name = f"{node.name}.channels"
+    lowering.layers.add(Conv2d(name, (source.layer,), weight, bias, Window((1, 1))))
+    return Floats(name)
+
+
+def _upsample(
+    lowering: Lowering, node: Node, x: Floats, *, factor: int, interpolation: Literal["nearest", "bilinear"]
+) -> Floats:
+    """`factor` times as high and as wide."""
     unpadded(node, image(node, x))
-    return x if factor == 1 else lowering.before_sign(node, [x], Upsample(node.name, (x.layer,), factor))
+    if factor == 1:
+        return x
+    layer = Upsample(node.name, (x.layer,), factor, interpolation)
+    if interpolation == "nearest":
+        return lowering.before_sign(node, [x], layer)
+    return lowering.append(node, layer, floats(node, x))
 
 
-def _softmax(lowering: Lowering, node: Node, x: Floats) -> Floats:
-    """Left out: the outputs are the logits."""
-    return dataclasses.replace(unpadded(node, floats(node, x)), ended=node.where)
+def _subsample(lowering: Lowering, node: Node, x: Floats, *, stride: Pair) -> Floats:
+    """The first row of each `stride[0]`, the first column of each `stride[1]`."""
+    if stride == (1, 1):
+        return x
+    return _max_pool(lowering, node, x, kernel=(1, 1), stride=stride, padding=NO_PADDING)
+
+
+def _softmax(lowering: Lowering, node: Node, x: Floats, *, logarithm: bool = False) -> Floats:
+    """Left out as the last operation: the outputs are the logits."""
+    source = unpadded(node, floats(node, x))
+    if source.flat and math.prod(lowering.layers.shapes[source.layer][:2]) > 1:
+        raise ConvertError(f"a softmax over channels in {node.where}", "one over a flattened map")
+    return dataclasses.replace(source, ended=node.where, softmax="" if logarithm else node.name)
 
 
 #: By op of a node. `same` is not here: it is the value itself.
@@ -415,5 +458,6 @@ OPERATIONS: dict[str, Operation] = {
     "select": _select,
     "sign": _sign,
     "softmax": _softmax,
+    "subsample": _subsample,
     "upsample": _upsample,
 }

@@ -25,12 +25,11 @@ from ...model import (
     Model,
     PRelu,
     Relu,
-    Shape,
     Sign,
     Window,
 )
 from .checkpoint import Checkpoint, Tensors, scaled_signs
-from .layers import Layers
+from .layers import Layers, flat_affine
 from .zeros import refuse_zeros
 
 #: torch.nn's own.
@@ -124,7 +123,7 @@ class Builder:
         """torch.nn.BatchNorm2d; if `flat`, perhaps 1d, over all values of the input, which it flattens."""
         layer = self.tensors.take_torch_batch_norm(name, x, eps=eps or self.eps)
         flat = flat and len(layer.scale) != self.shapes[x][2]
-        return self.add(_flat_affine(layer, self.shapes[x]) if flat else layer)
+        return self.add(flat_affine(layer, self.shapes[x]) if flat else layer)
 
     def sign(self, name: str, x: str) -> str:
         return self.add(Sign(name, (x,)))
@@ -190,21 +189,6 @@ class Builder:
 def square(kernel: int, stride: int = 1, padding: int | None = None) -> Window:
     """A square window, padded by half of it if not told otherwise."""
     return Window((kernel,) * 2, (stride,) * 2, (kernel // 2 if padding is None else padding,) * 4)
-
-
-def _flat_affine(layer: Affine, shape: Shape) -> Conv2d:
-    """An Affine over the flattened (C, H, W) of a (H, W, C) input, as a layer of shape (1, 1, C * H * W).
-
-    A convolution whose window is the whole input; in each channel's group every output reads one value.
-    """
-    height, width, channels = shape
-    size = height * width
-    if len(layer.scale) != channels * size:
-        raise ConvertError(f"{channels * size} channels in {layer.name!r}", str(len(layer.scale)))
-    weight = np.zeros((channels, size, size), np.float32)
-    weight[:, range(size), range(size)] = layer.scale.reshape(channels, size)
-    kernel = weight.reshape(-1, height, width, 1)
-    return Conv2d(layer.name, layer.inputs, kernel, layer.shift, Window((height, width)), channels)
 
 
 def resnet_blocks(names: Iterable[str], last: str) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import fx
 
 #: Operators that torch.export would take apart.
-KEPT = ("_prelu_kernel", "leaky_relu", "upsample_nearest2d")
+KEPT = ("_prelu_kernel", "leaky_relu", "upsample_bilinear2d", "upsample_nearest2d")
 
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in \S+\n\s*(.*)')
 
