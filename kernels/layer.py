@@ -22,8 +22,8 @@ class BinaryLayer:
     """Weights, geometry and state of a binary convolution.
 
     weight : uint64[Cout, kH, kW, Cw].  shape : (H, W, Cin) of the input.  padding : top, bottom, left, right.
-    `load` takes a packed frame; a variant then brings `mismatches` up to date, or the bit planes with the signs of
-    the sums (0 counts as +1); `dots` reads the result.
+    `load` takes a packed frame; a variant then brings `mismatches` up to date, or the bit planes with the
+    signs of the sums (0 counts as +1); `dots` reads the result.
     """
 
     def __init__(

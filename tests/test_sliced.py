@@ -16,8 +16,8 @@ from xnor_rrm.stream import Stream
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
 
-#: (height, width), channels in and out, window, value outside: tiles of 8, 4, 2 and 1 pixels, of one vector and of
-#: two, cut short at a row's end; classes at the border; spare channels; strides, gaps, one pixel.
+#: (height, width), channels in and out, window, value outside: tiles of 8, 4, 2 and 1 pixels, of one vector
+#: and of two, cut short at a row's end; classes at the border; spare channels; strides, gaps, one pixel.
 LAYERS = {
     "8 pixels": ((5, 11), 64, 64, SAME, 1),
     "4 pixels, zero padding": ((6, 9), 130, 128, SAME, 0),
