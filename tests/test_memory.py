@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from models import MOTIONS, Builder, every_kind, random_frames
 from numba.core.runtime import _nrt_python, rtsys
-from test_stream import ALWAYS, MIXED, NEVER, laid_out
+from test_stream import ALWAYS, MIXED, laid_out
 
 from xnor_rrm.model import INPUT, Model, Window
 from xnor_rrm.stream import Stream
@@ -94,13 +94,13 @@ def array_bytes() -> int:
 @pytest.mark.usefixtures("statistics")
 @pytest.mark.parametrize("threshold", [0, 12])
 @pytest.mark.parametrize("mode", ["cached", "dense"])
-@pytest.mark.parametrize("share", [MIXED, ALWAYS, NEVER])
+@pytest.mark.parametrize("share", [MIXED, ALWAYS])
 @pytest.mark.parametrize("name", MODELS)
 def test_no_frame_after_the_second_takes_more(name, share, mode, threshold):
     """Whatever changes, and how much; frames are the caller's, some of them read-only or mirrored."""
     model = laid_out(MODELS[name](), share)
     rng, size = np.random.default_rng(1), model.input_rule.crop
-    size = (49, 70) if model.input_rule.resize else size
+    size = (200, 260) if model.input_rule.resize else size  # far more bytes than the answer
     frames = [frame for motion in (*MOTIONS, *MOTIONS) for frame in random_frames(rng, 2, *size, motion)]
     frames[5::7] = [frame[::-1, ::-1] for frame in frames[5::7]]
     for frame in frames[3::5]:
@@ -121,7 +121,7 @@ def test_no_frame_after_the_second_takes_more(name, share, mode, threshold):
     tracemalloc.stop()
     blocks = []
     for _ in range(3):
-        for frame in 12 * frames:
+        for frame in 6 * frames:
             stream(frame)
         blocks.append(sys.getallocatedblocks())
-    assert blocks[2] - blocks[1] < len(frames)  # a twelfth of an object a frame: free lists fill up
+    assert blocks[2] - blocks[1] < len(frames)  # a sixth of an object a frame: free lists fill up
