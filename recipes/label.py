@@ -224,7 +224,9 @@ def label(data: Path, clip: str, out: Path) -> str:
     np.save(f"{folder}.persons.npy", table)
     np.save(f"{folder}.points.npy", np.array(points, np.float32).reshape(-1, 57))
     sure = int((table[:, 5] >= SURE).sum())
-    return f"{clip}: {len(frames)} frames of {size[0]}x{size[1]}, {sure} persons, {len(table) - sure} uncertain"
+    return (
+        f"{clip}: {len(frames)} frames of {size[0]}x{size[1]}, {sure} persons, {len(table) - sure} uncertain"
+    )
 
 
 def main() -> None:

@@ -87,7 +87,9 @@ def paste_person(image: Image.Image, boxes: Array, clips: Sequence[Clip], rng: R
     if outside or shared.max() > 0.2 or part.max() > 0.4 or min(size * scale) < 5:
         return boxes
     cut = View.around(
-        (box[:2] + box[2:]) / 2, (rng.choice([-1, 1]) * scale, scale), tuple(((size + 2 * grown) * scale).astype(int)[::-1])
+        (box[:2] + box[2:]) / 2,
+        (rng.choice([-1, 1]) * scale, scale),
+        tuple(((size + 2 * grown) * scale).astype(int)[::-1]),
     )
     y, x = (np.abs(np.linspace(-1, 1, n)) for n in cut.size)
     mask = (1 - np.maximum(y[:, None] ** 4 + x[None] ** 4, 0)).clip(0, 0.5) * 2 * 255

@@ -107,7 +107,12 @@ def train(
         first, curve = saved["step"], saved["curve"]
 
     def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "curve": curve}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "curve": curve,
+        }
         torch.save(state, checkpoint.with_suffix(".tmp"))
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
         curve_file.write_text(json.dumps(curve, indent=1) + "\n")
