@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
-
 from training import MEAN
 
 Array = npt.NDArray[np.float32]
@@ -57,8 +56,10 @@ class View:
         place: tuple[float, float] = (0.5, 0.5),
         angle: float = 0.0,
     ) -> View:
-        """`centre` of the frame comes to `place` (x, y, in parts of the view), with `scale` (x, y) view pixels a
-        frame pixel, a negative one for a mirror, turned by `angle` radians."""
+        """`centre` of the frame comes to `place`, (x, y) in parts of the view, turned by `angle` radians.
+
+        scale : (x, y), view pixels a frame pixel; a negative one mirrors.
+        """
         cos, sin = np.cos(angle), np.sin(angle)
         linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag(scale)
         target = np.array([place[0] * size[1], place[1] * size[0]])

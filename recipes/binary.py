@@ -1,11 +1,12 @@
 """Layers of the binary networks trained here, and the body that the detector and the key points share.
 
-A binary layer follows Bi-Real-Net (Liu et al., 2018) and ReActNet (Liu et al., 2020): a learnt shift, sign, a 3x3
-convolution with weights alpha * sign(w), alpha = mean |w| of each filter, batch-norm, a shortcut round it, PReLU.
-Gradients pass a sign as they would pass clip(x, -1, 1), and the weights' sign unchanged (straight-through).
+A binary layer follows Bi-Real-Net (Liu et al., 2018) and ReActNet (Liu et al., 2020): a learnt shift, sign, a
+3x3 convolution with weights alpha * sign(w), alpha = mean |w| of each filter, batch-norm, a shortcut round
+it, PReLU. Gradients pass a sign as they would pass clip(x, -1, 1), and the weights' sign unchanged
+(straight-through).
 
-The float twin of a network has the same layers with clip(x, -1, 1) for the sign and w for alpha * sign(w): the very
-functions whose gradients train the binary network.
+The float twin of a network has the same layers with clip(x, -1, 1) for the sign and w for alpha * sign(w):
+the very functions whose gradients train the binary network.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Shift(nn.Module):
 class Block(nn.Module):
     """y = PReLU(shortcut(x) + BN(conv(sign(x + b)))), a 3x3 convolution from `cin` to `cout` channels.
 
-    The shortcut brings x to the shape of y without a weight: 2x2 means where the stride is 2, its channels twice
-    where they double, the mean of its two halves where they halve.
+    The shortcut brings x to the shape of y without a weight: 2x2 means where the stride is 2, its channels
+    twice where they double, the mean of its two halves where they halve.
     """
 
     def __init__(self, cin: int, cout: int, stride: int = 1, *, binary: bool) -> None:
@@ -99,8 +100,9 @@ def float_layer(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
 class Body(nn.Module):
     """Image to 64 channels at an eighth of its height and width, each of which has seen most of the image.
 
-    A float stem down to stride 8, binary blocks at strides 8, 16 and 32, and back up: nearest upsampling, sums with
-    what was there on the way down, one binary block each.  stem : channels at strides 2 and 4.
+    A float stem down to stride 8, binary blocks down to strides 16 and 32, and back up: nearest upsampling,
+    sums with what was there on the way down, a binary block each.  stem : channels at strides 2 and 4.
+    middle, low : blocks at strides 16 and 32.
     """
 
     def __init__(self, stem: tuple[int, int], middle: int, low: int, *, binary: bool) -> None:

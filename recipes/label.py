@@ -2,16 +2,16 @@
 
     python recipes/label.py --data FOLDER [--out CACHE/labels]
 
-FOLDER is the folder of public networks and clips: `float/fastestdet/FastestDet.onnx`, `float/simplepose/deploy.onnx`,
-`video/`, `images/`. For each clip named in CLIPS the output holds
+FOLDER is that of public networks and clips: `float/fastestdet/FastestDet.onnx`,
+`float/simplepose/deploy.onnx`, `video/`, `images/`. For each clip named in CLIPS the output holds
 
     NAME.frames.npy    uint8[N, H, W, 3], RGB, no side above 640 (a memory map when it is read)
     NAME.persons.npy   float32[M, 6]: frame, x0, y0, x1, y1, score; pixels of those frames
-    NAME.points.npy    float32[K, 57]: frame, box (4), score of the box, then x, y, score of each of 17 points;
-                       dance.mp4 has those of its label file, which were not made here
+    NAME.points.npy    float32[K, 57]: frame, box (4), score of the box, then x, y, score of each of 17
+                       points; dance.mp4 has those of its label file, which were not made here
 
 A box with a score below SURE is no label but a place where training neither rewards nor punishes an answer.
-The teachers run once, on one thread, in OpenVINO; all of it takes a few minutes. Nothing of it may be published.
+The teachers run once, on one thread, in OpenVINO; all of it takes a few minutes. None of it may be published.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from xnor_rrm import read_video
 Array = npt.NDArray[np.float32]
 Frame = npt.NDArray[np.uint8]
 
-#: Clips (and a folder of single pictures) by what they are used for; cup.mp4 is a lone arm, wallflower too small.
+#: Clips (and a folder of single pictures) by use; cup.mp4 is a lone arm, wallflower too small.
 PERSON_TRAIN = (
     "video/vtest.avi",
     "video/biking.avi",
@@ -48,9 +48,9 @@ CLIPS = PERSON_TRAIN + PERSON_HELD_OUT
 LONGEST = 640
 #: Scores of FastestDet: a label from SURE on, uncertain from MAYBE on.
 SURE, MAYBE = 0.6, 0.35
-#: Factor of scores in quarters of a frame, where the teacher sees more small persons and more that are none.
+#: Factor of scores in quarters of a frame: the teacher sees more small persons there, and more that are none.
 CLOSER = 0.85
-#: Clips of fixed cameras: what stands at one place in this part of the frames is a tripod or a cone, no person.
+#: Clips of fixed cameras: what stands at one place in this part of the frames is a tripod or a cone.
 FIXED, STANDS = ("vtest.avi", "pets2001_ds3_cam1_jpg"), 0.2
 #: Persons at least this many pixels high, in the clip's own frames, get key points.
 POINTS_FROM = 72
@@ -67,7 +67,7 @@ def stem(clip: str) -> str:
 
 
 def overlap(box: Array, boxes: Array) -> tuple[Array, Array]:
-    """Intersection of (x0, y0, x1, y1) with each of [M, 4], over the union and over the smaller of the two areas."""
+    """Intersection of (x0, y0, x1, y1) with each of [M, 4]: over the union, and over the smaller area."""
     low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:4], boxes[:, 2:4])
     shared = (high - low).clip(0).prod(1)
     area, areas = (box[2:4] - box[:2]).prod(), (boxes[:, 2:4] - boxes[:, :2]).prod(1)
@@ -140,7 +140,7 @@ class SimplePose:
         centre, size = (box[:2] + box[2:4]) / 2, (box[2:4] - box[:2]) * 1.25
         height = max(size[1], size[0] * 4 / 3)
         corner, scale = centre - (height * 3 / 8, height / 2), height / 256
-        window = (*corner, *(corner + (height * 3 / 4, height)))
+        window = (*corner, corner[0] + height * 3 / 4, corner[1] + height)
         crop = Image.fromarray(image).transform(
             (192, 256), Image.Transform.EXTENT, window, Image.Resampling.BILINEAR
         )

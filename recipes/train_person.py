@@ -4,12 +4,12 @@
     python recipes/train_person.py --out runs/person
     python recipes/train_person.py --out runs/person_float --float     # its float twin, for comparison
 
-Targets and losses follow CenterNet and TTFNet (Liu et al., 2020): a Gaussian at each person's centre under a focal
-loss, and the distances to the box's four sides, learnt by IoU wherever that Gaussian is not small.
+Targets and losses follow CenterNet and TTFNet (Liu et al., 2020): a Gaussian at each person's centre under a
+focal loss, and the distances to the box's four sides, learnt by IoU wherever that Gaussian is not small.
 
-Output, by cell of 8x8 pixels: a logit, and the logarithms of the distances from the cell's middle to the left, top,
-right and bottom side, in cells. `decode` makes boxes of it. The network is trained on 192x320 and runs at any
-multiple of 32.
+Output, by cell of 8x8 pixels: a logit, and the logarithms of the distances from the cell's middle to the
+left, top, right and bottom side, in cells. `decode` makes boxes of it. The network is trained on 192x320 and
+runs at any multiple of 32.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional
-
 from augment import FILL, Array, Clip, Frame, Rng, View, log_uniform, recolour
 from binary import Body
 from label import PERSON_HELD_OUT, PERSON_TRAIN, SURE, default_folder, overlap, stem, suppress
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
 from training import MEAN, STD, Batch, arguments, normalise, train
+
 from xnor_rrm.model import InputRule
 
 SIZE, CELL = (192, 320), 8
@@ -121,8 +121,8 @@ def sample(clips: Sequence[Clip], rng: Rng) -> tuple[Frame, Array]:
 
 
 def targets(boxes: Array) -> tuple[Array, Array, Array]:
-    """Of one image: heat float32[h, w], sides float32[5, h, w] (x0, y0, x1, y1 in pixels, weight), and the cells
-    where the heat map counts, float32[h, w]."""
+    """Of one image, by cell: heat float32[h, w]; sides float32[5, h, w], x0, y0, x1, y1 in pixels and their
+    weight; and whether the heat counts, float32[h, w]."""
     heat, counts = np.zeros(CELLS, np.float32), np.ones(CELLS, np.float32)
     sides, best = np.zeros((5, *CELLS), np.float32), np.full(CELLS, np.inf, np.float32)
     y, x = np.mgrid[: CELLS[0], : CELLS[1]]
@@ -183,7 +183,7 @@ def loss(output: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def decode(output: Tensor, threshold: float = 0.05, most: int = 100) -> list[Array]:
-    """Boxes float32[M, 5] (pixels of the input, score) of each image: local maxima, then suppression of doubles."""
+    """By image, float32[M, 5]: boxes in pixels and scores, of local maxima less doubles."""
     score = output[:, 0].sigmoid()
     peak = functional.max_pool2d(score[:, None], 3, 1, 1)[:, 0] == score
     rows = torch.cat([boxes_of(output[:, 1:]), score[:, None]], 1).permute(0, 2, 3, 1)

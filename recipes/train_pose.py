@@ -4,9 +4,9 @@
     python recipes/train_pose.py --out runs/pose
     python recipes/train_pose.py --out runs/pose_float --float     # its float twin, for comparison
 
-Targets and loss are those of SimpleBaseline (Xiao et al., 2018): a Gaussian of two cells round each point, mean
-squared error. Output: 17 maps of 64x48 cells; `decode` finds each one's peak, to a quarter of a cell.
-Trained on persons of all clips and the first third of dance.mp4; judged on its last third.
+Targets and loss are those of SimpleBaseline (Xiao et al., 2018): a Gaussian of two cells round each point,
+squared error. Output: 17 maps of 64x48 cells; `decode` finds each one's peak, to a quarter of a cell. Trained
+on persons of all clips and the first third of dance.mp4; judged on its last third.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from augment import Array, Clip, Frame, Rng, View, log_uniform, recolour
 from binary import Body, float_layer
 from label import PERSON_TRAIN, default_folder, refine, stem
+from torch import Tensor, nn
 from training import MEAN, STD, Batch, arguments, normalise, train
+
 from xnor_rrm.model import InputRule
 
 SIZE, CELL = (256, 192), 4
@@ -121,7 +121,7 @@ def decode(output: Tensor) -> Array:
 
 
 def correct_points(found: Array, truth: Array, part: float = 0.2) -> float:
-    """PCK: the share of points seen that lie within `part` of the torso, left shoulder to right hip, of their place.
+    """PCK: the share of points seen whose error is at most `part` of the torso, left shoulder to right hip.
 
     found, truth : float32[N, 17, 3] in any pixels; frames whose torso is not seen are left out.
     """
@@ -134,7 +134,7 @@ def correct_points(found: Array, truth: Array, part: float = 0.2) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, clip: Clip, every: int = 2) -> dict[str, float]:
-    """PCK@0.2 on the last third of a clip, the person cut out by the detector's box, and in the whole frame."""
+    """PCK@0.2 on the last third of a clip: the person cut out by the detector's box, and the whole frame."""
     rows = clip.points[clip.points[:, 0] >= len(clip.frames) * 2 // 3][::every]
     figures = {}
     for name in ("pck", "pck_whole"):

@@ -1,8 +1,10 @@
 """One training loop for all networks here: seeded, resumable, with its curve.
 
-A run's folder holds `checkpoint.pt` (network, optimizer, step), `curve.json`, `curve.png` and, at the end, the
-network alone (`NAME.pth`) and the model file (`NAME.xnor`) that the engine runs. A step's batch and its augmentation
-depend on the seed and the step's number alone, so a run that was interrupted ends as it would have.
+A run's folder holds `checkpoint.pt` (network, optimizer, step), `curve.json` and, at the end, `curve.png`,
+the network alone (`NAME.pth`) and the model file that the engine runs (`NAME.xnor`). A step's batch and its
+augmentation depend on the seed and the step's number alone, so a run that was interrupted ends as it would
+have. Started again with more --steps, a finished run goes on from where it ended, at the later rate of the
+schedule.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from binary import BinaryConv
 from torch import Tensor, nn
 
-from binary import BinaryConv
 from xnor_rrm import convert
 from xnor_rrm.model import InputRule
 
@@ -64,7 +66,7 @@ def learning_rate(step: int, steps: int, highest: float) -> float:
 
 
 def optimizer_of(model: nn.Module, decay: float = 1e-4) -> torch.optim.Optimizer:
-    """Adam. Weight decay on float convolutions alone: a binary weight's size means nothing but its inertia."""
+    """Adam. Weight decay on float convolutions alone: a binary weight's size is only its inertia."""
     kinds: tuple[list[Tensor], list[Tensor]] = ([], [])
     for module in model.modules():
         plain = isinstance(module, nn.Conv2d) and not isinstance(module, BinaryConv)
@@ -85,8 +87,9 @@ def train(
 ) -> nn.Module:
     """A trained network, after args.steps steps, from the checkpoint in args.out where there is one.
 
-    make : the network at random weights.  batch : of a generator and a size, images uint8[N, H, W, 3] and targets.  loss : of the network's output and the
-    batch, its terms, to be added up.  evaluate : figures of the network on frames held out.
+    make : the network at random weights.  batch : of a generator and a size, images uint8[N, H, W, 3] and
+    targets. loss : of the network's output and the batch, its terms, to be added up.  evaluate : figures of
+    the network on frames held out.  rule : the input rule of the model file.
     """
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

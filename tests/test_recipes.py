@@ -1,4 +1,4 @@
-"""The recipes of the detector and of the key points, on a few invented frames: targets, figures, two steps, a file."""
+"""The recipes of the detector and of the key points, on a few invented frames."""
 
 from __future__ import annotations
 
