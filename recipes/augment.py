@@ -102,17 +102,24 @@ def log_uniform(rng: Rng, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
+def relight(image: Image.Image, rng: Rng, strength: float = 1.0) -> Image.Image:
+    """Other light and contrast in each channel; now and then the channels in another order, or grey."""
+    if rng.random() < 0.15 * strength:
+        image = Image.merge("RGB", [image.getchannel(int(k)) for k in rng.permutation(3)])
+    if rng.random() < 0.15:
+        image = image.convert("L").convert("RGB")
+    gain = rng.uniform(1 - 0.35 * strength, 1 + 0.35 * strength) * rng.uniform(0.9, 1.1, 3)
+    middle = np.asarray(image.resize((1, 1), Image.Resampling.BOX), float).ravel()
+    steps = (np.arange(256) - middle[:, None]) * (gain * rng.uniform(0.75, 1.25))[:, None]
+    table = steps + (middle * gain + strength * rng.uniform(-12, 12))[:, None]
+    return image.point(table.round().clip(0, 255).astype(int).ravel().tolist())
+
+
 def recolour(image: Image.Image, rng: Rng) -> Frame:
     """Another camera's colours, light, sharpness and noise."""
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.5)))
-    if rng.random() < 0.15:
-        image = image.convert("L").convert("RGB")
-    gain = rng.uniform(0.65, 1.35) * rng.uniform(0.9, 1.1, 3)
-    middle = np.asarray(image.reduce(8)).mean((0, 1))
-    steps = (np.arange(256) - middle[:, None]) * (gain * rng.uniform(0.75, 1.25))[:, None]
-    table = steps + (middle * gain + rng.uniform(-12, 12))[:, None]
-    result = np.asarray(image.point(table.round().clip(0, 255).astype(int).ravel().tolist()))
+    result = np.array(relight(image, rng))
     if rng.random() < 0.3:
         noise = rng.normal(0, rng.uniform(1, 8), result.shape[:2]).astype(np.int16)
         result = (result + noise[..., None]).clip(0, 255).astype(np.uint8)

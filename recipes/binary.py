@@ -88,28 +88,28 @@ class Block(nn.Module):
 
 
 def float_layer(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
-    """A float 3x3 convolution with batch-norm and PReLU; depthwise, then 1x1, but from the image."""
-    if cin == 3:
-        convs: list[nn.Module] = [nn.Conv2d(3, cout, 3, stride, padding=1, bias=False)]
-    else:
-        depthwise = nn.Conv2d(cin, cin, 3, stride, padding=1, groups=cin, bias=False)
-        convs = [depthwise, nn.BatchNorm2d(cin), nn.Conv2d(cin, cout, 1, bias=False)]
-    return nn.Sequential(*convs, nn.BatchNorm2d(cout), nn.PReLU(cout))
+    """Float convolutions with batch-norm, 3x3 of each channel and 1x1 across them, and PReLU."""
+    depthwise = nn.Conv2d(cin, cin, 3, stride, padding=1, groups=cin, bias=False)
+    across = nn.Conv2d(cin, cout, 1, bias=False)
+    return nn.Sequential(depthwise, nn.BatchNorm2d(cin), across, nn.BatchNorm2d(cout), nn.PReLU(cout))
 
 
 class Body(nn.Module):
     """Image to 64 channels at an eighth of its height and width, each of which has seen most of the image.
 
-    A float stem down to stride 8, binary blocks down to strides 16 and 32, and back up: nearest upsampling,
-    sums with what was there on the way down, a binary block each.  stem : channels at strides 2 and 4.
-    middle, low : blocks at strides 16 and 32.
+    A float stem down to stride 8, which takes the image in 6x6 windows at every fourth pixel; binary blocks
+    down to strides 16 and 32, and back up: nearest upsampling, sums with what was there on the way down, a
+    binary block each.  middle, low : blocks at strides 16 and 32.
     """
 
-    def __init__(self, stem: tuple[int, int], middle: int, low: int, *, binary: bool) -> None:
+    #: Channels at stride 4.
+    STEM = 32
+
+    def __init__(self, middle: int, low: int, *, binary: bool) -> None:
         super().__init__()
-        self.stem2 = float_layer(3, stem[0], 2)
-        self.stem4 = float_layer(*stem, 2)
-        self.stem8 = float_layer(stem[1], 64, 2)
+        window = nn.Conv2d(3, self.STEM, 6, stride=4, padding=1, bias=False)
+        self.stem4 = nn.Sequential(window, nn.BatchNorm2d(self.STEM), nn.PReLU(self.STEM))
+        self.stem8 = float_layer(self.STEM, 64, stride=2)
         self.down16 = Block(64, 128, 2, binary=binary)
         self.middle = nn.Sequential(*(Block(128, 128, binary=binary) for _ in range(middle)))
         self.down32 = Block(128, 128, 2, binary=binary)
@@ -119,8 +119,8 @@ class Body(nn.Module):
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """float[N, stem[1], H/4, W/4] of the stem, and float[N, 64, H/8, W/8]."""
-        at4 = self.stem4(self.stem2(x))
+        """float[N, 32, H/4, W/4] of the stem, and float[N, 64, H/8, W/8]."""
+        at4 = self.stem4(x)
         at8 = self.stem8(at4)
         at16 = self.middle(self.down16(at8))
         at32 = self.low(self.down32(at16))

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from augment import FILL, Array, Clip, Frame, Rng, View, log_uniform, recolour
+from augment import FILL, Array, Clip, Frame, Rng, View, log_uniform, recolour, relight
 from binary import Body
 from label import PERSON_HELD_OUT, PERSON_TRAIN, SURE, default_folder, overlap, stem, suppress
 from PIL import Image
@@ -42,7 +42,7 @@ class PersonDetector(nn.Module):
 
     def __init__(self, *, binary: bool = True) -> None:
         super().__init__()
-        self.body = Body((16, 32), middle=0, low=2, binary=binary)
+        self.body = Body(middle=0, low=2, binary=binary)
         self.head = nn.Conv2d(64, 5, 1)
         with torch.no_grad():
             self.head.weight.normal_(0, 0.01)
@@ -73,7 +73,10 @@ def random_view(clip: Clip, persons: Array, rng: Rng) -> View:
 
 
 def paste_person(image: Image.Image, boxes: Array, clips: Sequence[Clip], rng: Rng) -> Array:
-    """Puts a person of some clip into `image`, soft at the edges; `boxes` with its box, if there was room."""
+    """Puts a person of some clip into `image`, in other colours and soft at the edges, where there is room.
+
+    boxes : what is in the image.  Returns them, with the new one if there was room.
+    """
     clip = clips[rng.integers(len(clips))]
     sure = clip.persons[clip.persons[:, 5] >= SURE + 0.05]
     row = sure[rng.integers(len(sure))]
@@ -94,7 +97,8 @@ def paste_person(image: Image.Image, boxes: Array, clips: Sequence[Clip], rng: R
     y, x = (np.abs(np.linspace(-1, 1, n)) for n in cut.size)
     mask = (1 - np.maximum(y[:, None] ** 4 + x[None] ** 4, 0)).clip(0, 0.5) * 2 * 255
     corner = tuple(int(v) for v in low - grown * scale)
-    image.paste(cut(clip.frames[int(row[0])]), corner, Image.fromarray(mask.astype(np.uint8)))
+    person = relight(cut(clip.frames[int(row[0])]), rng, 2.0)
+    image.paste(person, corner, Image.fromarray(mask.astype(np.uint8)))
     return np.concatenate([boxes, new[None]])
 
 

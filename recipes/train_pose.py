@@ -46,11 +46,11 @@ class PoseNetwork(nn.Module):
 
     def __init__(self, *, binary: bool = True) -> None:
         super().__init__()
-        self.body = Body((16, 32), middle=1, low=2, binary=binary)
-        self.narrow = nn.Conv2d(64, 32, 1)
+        self.body = Body(middle=1, low=2, binary=binary)
+        self.narrow = nn.Conv2d(64, Body.STEM, 1)
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
-        self.sharpen = float_layer(32, 32)
-        self.head = nn.Conv2d(32, 17, 1)
+        self.sharpen = float_layer(Body.STEM, Body.STEM)
+        self.head = nn.Conv2d(Body.STEM, 17, 1)
         with torch.no_grad():
             self.head.weight.normal_(0, 0.01)
             self.head.bias.zero_()
