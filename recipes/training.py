@@ -1,0 +1,188 @@
+"""One training loop for all networks here: seeded, resumable, with its curve.
+
+A run's folder holds `checkpoint.pt` (network, optimizer, step), `curve.json` and, at the end, `curve.png`,
+the network alone (`NAME.pth`) and the model file that the engine runs (`NAME.xnor`). A step's batch and its
+augmentation depend on the seed and the step's number alone, so a run that was interrupted ends as it would
+have. Started again with more --steps, a finished run goes on from where it ended, at the later rate of the
+schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from binary import BinaryConv
+from torch import Tensor, nn
+
+from xnor_rrm import convert
+from xnor_rrm.model import InputRule
+
+#: Input values: (v - mean) / std, v in 0..255.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+Batch = tuple[Tensor, ...]
+
+
+def arguments(description: str | None, **defaults: float) -> argparse.ArgumentParser:
+    """The options that every recipe has; `defaults` are those of steps, batch and lr."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--labels", type=Path, help="folder that label.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--float", action="store_true", help="train the float twin")
+    parser.add_argument("--steps", type=int, default=int(defaults["steps"]))
+    parser.add_argument("--batch", type=int, default=int(defaults["batch"]))
+    parser.add_argument("--lr", type=float, default=defaults["lr"])
+    parser.add_argument("--start", type=Path, help="a .pth to begin with in place of random weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps between validations")
+    parser.add_argument("--minutes", type=float, default=3, help="between checkpoints")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 layers, but for the last fifth")
+    return parser
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8[N, H, W, 3] -> float32[N, 3, H, W], in memory as it was."""
+    values = (images.float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    return values.permute(0, 3, 1, 2)
+
+
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """A linear rise over the first twentieth, then half a cosine down to 0."""
+    rise = max(1, steps // 20)
+    if step < rise:
+        return highest * (step + 1) / rise
+    return highest * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def optimizer_of(model: nn.Module, decay: float = 1e-4) -> torch.optim.Optimizer:
+    """Adam. Weight decay on float convolutions alone: a binary weight's size is only its inertia."""
+    kinds: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for module in model.modules():
+        plain = isinstance(module, nn.Conv2d) and not isinstance(module, BinaryConv)
+        for key, each in module.named_parameters(recurse=False):
+            kinds[plain and key == "weight"].append(each)
+    groups = [{"params": kinds[0], "weight_decay": 0.0}, {"params": kinds[1], "weight_decay": decay}]
+    return torch.optim.AdamW(groups)
+
+
+def train(
+    args: argparse.Namespace,
+    name: str,
+    make: Callable[[], nn.Module],
+    batch: Callable[[np.random.Generator, int], Batch],
+    loss: Callable[[Tensor, Batch], dict[str, Tensor]],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    rule: InputRule,
+) -> nn.Module:
+    """A trained network, after args.steps steps, from the checkpoint in args.out where there is one.
+
+    make : the network at random weights.  batch : of a generator and a size, images uint8[N, H, W, 3] and
+    targets. loss : of the network's output and the batch, its terms, to be added up.  evaluate : figures of
+    the network on frames held out.  rule : the input rule of the model file.
+    """
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model = make()
+    for each in model.modules():
+        if isinstance(each, nn.Conv2d) and each.bias is None:
+            nn.init.kaiming_normal_(each.weight)
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint, curve_file = args.out / "checkpoint.pt", args.out / "curve.json"
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True))
+    model = model.to(memory_format=torch.channels_last)
+    optimizer, first, curve = optimizer_of(model), 0, []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first, curve = saved["step"], saved["curve"]
+
+    def save(step: int) -> None:
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "curve": curve,
+        }
+        torch.save(state, checkpoint.with_suffix(".tmp"))
+        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        curve_file.write_text(json.dumps(curve, indent=1) + "\n")
+
+    sums: dict[str, float] = {}
+    started = saved_at = time.monotonic()
+    done = 0
+    for step in range(first, args.steps):
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        data = batch(np.random.default_rng([args.seed, step]), args.batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16 and step < 0.8 * args.steps):
+            output = model(normalise(data[0]))
+        terms = loss(output.float(), data)
+        optimizer.zero_grad(set_to_none=True)
+        sum(terms.values(), torch.zeros(())).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        done += 1
+        for key, value in terms.items():
+            sums[key] = sums.get(key, 0.0) + value.item()
+        if not all(math.isfinite(value) for value in sums.values()):
+            raise SystemExit(f"step {step}: the loss is no number any more; lower --lr")
+        last = step + 1 == args.steps
+        if done % 50 == 0 or last:
+            means = "  ".join(f"{key} {value / done:.4f}" for key, value in sums.items())
+            rate = done / (time.monotonic() - started)
+            print(f"{name} step {step + 1}/{args.steps}  {means}  {rate:.2f} steps/s", flush=True)
+        if (step + 1) % args.evaluate_every == 0 or last:
+            figures = evaluate(model.eval())
+            losses = {key: round(value / done, 4) for key, value in sums.items()}
+            curve.append({"step": step + 1, **losses, **figures})
+            print(curve[-1], flush=True)
+            sums, done, started = {}, 0, time.monotonic()
+        if last or time.monotonic() - saved_at > 60 * args.minutes:
+            save(step + 1)
+            saved_at = time.monotonic()
+    model.eval()
+    torch.save(model.state_dict(), args.out / f"{name}.pth")
+    draw_curve(curve, args.out / "curve.png")
+    export(model, rule, name, args.out / f"{name}.xnor")
+    return model
+
+
+def export(model: nn.Module, rule: InputRule, name: str, path: Path) -> None:
+    """The network as a model file of the engine."""
+    import dataclasses
+
+    converted = convert(model.to(memory_format=torch.contiguous_format), input=rule)
+    dataclasses.replace(converted, name=name).save(path)
+
+
+def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
+    try:
+        import matplotlib
+    except ImportError:  # of an optional extra
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    keys = [key for key in curve[-1] if key != "step"]
+    figure, axes = pyplot.subplots(1, len(keys), figsize=(3.2 * len(keys), 2.6), squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        axis.plot([row["step"] for row in curve], [row[key] for row in curve], marker=".")
+        axis.set_title(key)
+        axis.set_xlabel("step")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
