@@ -16,7 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .jit import jit
-from .simd import differs, get, load, put, store
+from .simd import (
+    differs,
+    get,
+    has_byte_permute,
+    load,
+    pick_bytes,
+    put,
+    splat,
+    store,
+    store_clipped,
+    widen_bytes,
+)
 
 #: Fraction bits of a weight: 32, less 8 for the pixel, less 2 for sign and overshoot of negative lobes.
 PRECISION = 32 - 8 - 2
@@ -96,6 +107,54 @@ def _red_green_blue(pixels: Int, first: Int, weights: Int, begin: int, end: int,
         result[to + _TWO] = _clip8(blue)
 
 
+#: Whether columns are resized by blocks, decided for the machine the kernels are compiled on.
+BYTE_PERMUTE = has_byte_permute()
+
+
+def column_blocks(first: Int, weights: Int) -> tuple[int, Int, Int, Int, Int]:
+    """Tables by which up to 16 RGB outputs of a row are computed together, in three vectors of int32.
+
+    first, weights : of `resize_columns`, three channels.
+    Returns (outputs of a block, int64[n] where its bytes begin, uint8[n, 64] which of the following 128 bytes
+    are tap 0 of its outputs, int64[n] taps that weigh anything, int32[n, taps, 48] their weights). No block,
+    0 outputs, where even 4 neighbouring outputs lie further apart than 128 bytes.
+    """
+    columns, taps = weights.shape
+    for wide in (16, 8, 4):
+        base = first[::wide]
+        place = first - np.repeat(base, wide)[:columns]
+        if place.max() + 2 < 128:
+            break
+    else:
+        return 0, base, np.zeros((1, 64), np.uint8), base, np.zeros((1, 1, 48), np.int32)
+    n = len(base)
+    order = np.zeros((n, 64), np.uint8)
+    spread = np.zeros((n, taps, 48), np.int32)
+    for x in range(columns):
+        block, lane = x // wide, x % wide * 3
+        order[block, lane : lane + 3] = place[x] + np.arange(3)
+        spread[block, :, lane : lane + 3] = weights[x, :, None]
+    used = taps - np.argmax(spread.any(axis=2)[:, ::-1], axis=1)
+    return wide, np.ascontiguousarray(base), order, used, spread
+
+
+@jit
+def _block(source: Int, at: int, blocks: Any, block: int, out: Int, to: int, count: int) -> None:
+    """`resize_columns` of `count` bytes of outputs, whose taps begin at byte `at` of the source."""
+    _, _, order, used, weights = blocks
+    place = load(order, block * 64)
+    a = b = c = splat(_HALF)
+    w = block * weights.shape[1] * 48
+    for tap in range(get(used, block)):
+        start = at + 3 * tap
+        picked = pick_bytes(load(source, start), load(source, start + 64), place)
+        a = a + widen_bytes(picked, 0) * load(weights, w)
+        b = b + widen_bytes(picked, 1) * load(weights, w + 16)
+        c = c + widen_bytes(picked, 2) * load(weights, w + 32)
+        w += 48
+    store_clipped(out, to, a, b, c, _SHIFT, count)
+
+
 @jit
 def _grey(pixels: Int, first: Int, weights: Int, begin: int, end: int, result: Int) -> None:
     taps = np.uint64(weights.shape[1])
@@ -109,26 +168,35 @@ def _grey(pixels: Int, first: Int, weights: Int, begin: int, end: int, result: I
 
 @jit
 def resize_columns(
-    source: Int, first: Int, weights: Int, marks: Int, channels: int, out: Int, out_marks: Int
+    source: Int,
+    first: Int,
+    weights: Int,
+    blocks: Any,
+    marks: Int,
+    channels: int,
+    out: Int,
+    out_marks: Int,
 ) -> None:
     """Horizontal pass: out[y, x] = clip8(sum over t of weights[x, t] * source[y, first[x] / channels + t]).
 
     source : uint8[rows, channels * width], channels 3 (RGB interleaved) or 1.  first : int64[columns], where
         the taps start, in bytes.
-    weights : int32[columns, taps]; a multiple of 8 taps is fastest, LLVM takes 8 at once (0.53 ms against
-        0.75 ms for the 5 taps of 768x576 to 224x224).  out : uint8[rows, channels * columns].
+    weights : int32[columns, taps]; by single outputs a multiple of 8 taps is fastest, LLVM takes 8 at once
+        (0.53 ms against 0.75 ms for the 5 taps of 768x576 to 224x224).
+    blocks : `column_blocks`.  out : uint8[rows, channels * columns].
     marks, out_marks : what has changed of the source, and what is computed: the outputs of which a tap may
         have changed, in rows that have changed for the most part all.
     """
-    columns, blocks = first.shape[0], marks.shape[1]
+    columns, mark_count = first.shape[0], marks.shape[1]
+    wide, base, _, used, _ = blocks
     for y in range(source.shape[0]):
         pixels, result, changed, computed = source[y], out[y], marks[y], out_marks[y]
         count = 0
-        for block in range(blocks):
+        for block in range(mark_count):
             count += changed[block]
         computed[:] = 0
         begin, end = 0, columns
-        if 2 * count <= blocks:
+        if 2 * count <= mark_count:
             begin, end = (
                 (columns, columns)
                 if count == 0
@@ -136,7 +204,16 @@ def resize_columns(
             )
         while begin < columns:
             computed[begin * channels >> 6 : (end * channels - 1 >> 6) + 1] = 1
-            if channels == 3:
+            if BYTE_PERMUTE and channels == 3 and wide > 0:
+                for block in range(begin // wide, (end + wide - 1) // wide):
+                    at, x = y * source.shape[1] + get(base, block), block * wide
+                    last = min(x + wide, columns)
+                    if at + 3 * get(used, block) + 125 <= source.size:
+                        to = 3 * (y * columns + x)
+                        _block(source, at, blocks, block, out, to, 3 * (last - x))
+                    else:  # no 128 bytes there to read
+                        _red_green_blue(pixels, first, weights, x, last, result)
+            elif channels == 3:
                 _red_green_blue(pixels, first, weights, begin, end, result)
             else:
                 _grey(pixels, first, weights, begin, end, result)
@@ -185,6 +262,8 @@ def _one_row(source: Int, row: int, weights: Int, begin: int, end: int, sums: In
         put(sums, i, _HALF)
     for t in range(weights.shape[0]):
         weight, pixels = weights[t], source[row + t]
+        if weight == 0:  # filled up to a multiple of 8
+            continue
         for i in range(begin, end):
             put(sums, i, np.int32(get(sums, i) + np.int32(get(pixels, i) * weight)))
     for i in range(begin, end):

@@ -245,6 +245,13 @@ def has_byte_compress() -> bool:
     return target_has(cpu_target.target_context, "avx512vbmi2")
 
 
+def has_byte_permute() -> bool:
+    """Whether `pick_bytes` is one instruction on this machine."""
+    from numba.core.registry import cpu_target
+
+    return target_has(cpu_target.target_context, "avx512vbmi")
+
+
 @intrinsic
 def popcount(_typing: Any, value: Any) -> Any:
     """Set bits of each lane, or of a uint64 scalar."""
@@ -519,6 +526,69 @@ def permute(_typing: Any, vector: Any, order: Any) -> Any:
         return result
 
     return vector(vector, order), emit
+
+
+@intrinsic
+def pick_bytes(_typing: Any, low: Any, high: Any, order: Any) -> Any:
+    """Byte i of the result is byte order[i], below 128, of the two vectors of bytes."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        low_value, high_value, order_value = args
+        if target_has(context, "avx512vbmi"):
+            name = "llvm.x86.avx512.vpermi2var.qi.512"
+            return emit_call(builder, name, low_value, order_value, high_value)
+        both = ir.Constant(ir.VectorType(I32, 128), list(range(128)))
+        table, result = builder.shuffle_vector(low_value, high_value, both), order_value
+        for i in range(64):
+            place = builder.zext(builder.extract_element(order_value, I32(i)), I32)
+            result = builder.insert_element(result, builder.extract_element(table, place), I32(i))
+        return result
+
+    return low(low, high, order), emit
+
+
+@intrinsic
+def widen_bytes(_typing: Any, value: Any, part: Any) -> Any:
+    """int32 lanes of the bytes 16 * part to 16 * part + 15, part a literal."""
+    if not isinstance(part, types.IntegerLiteral):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        first = 16 * part.literal_value
+        order = ir.Constant(ir.VectorType(I32, 16), list(range(first, first + 16)))
+        return builder.zext(builder.shuffle_vector(args[0], args[0], order), ir.VectorType(I32, 16))
+
+    return I32V(value, part), emit
+
+
+@intrinsic
+def store_clipped(
+    _typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any, shift: Any, count: Any
+) -> Any:
+    """uint8 array[index ...] = the first `count` of 48 int32 lanes, shifted right, clipped to 0..255."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array_value, index_value, *values, shift_value, count_value = args
+        zero, most = ir.Constant(values[0].type, None), ir.Constant(values[0].type, [255] * 16)
+        parts = []
+        for value in values:
+            moved = builder.ashr(value, splat_value(builder, shift_value, 16))
+            moved = builder.select(builder.icmp_signed(">", moved, zero), moved, zero)
+            moved = builder.select(builder.icmp_signed("<", moved, most), moved, most)
+            parts.append(builder.trunc(moved, ir.VectorType(I8, 16)))
+        pairs = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
+        low, high = (builder.shuffle_vector(x, y, pairs) for x, y in ((parts[0], parts[1]), (parts[2],) * 2))
+        all_bytes = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
+        result = builder.shuffle_vector(low, high, all_bytes)
+        pointer = vector_pointer(context, builder, sig.args[0], array_value, index_value, result.type)
+        limit = splat_value(builder, builder.trunc(count_value, I8), 64)
+        mask = builder.icmp_unsigned("<", ir.Constant(result.type, list(range(64))), limit)
+        signature = ir.FunctionType(ir.VoidType(), [result.type, pointer.type, I32, mask.type])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.masked.store.v64i8.p0")
+        builder.call(function, [result, pointer, I32(1), mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, a, b, c, types.int32, types.intp), emit
 
 
 @intrinsic

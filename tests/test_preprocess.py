@@ -91,6 +91,16 @@ def test_equals_pillow_for_any_size(height, width, resize, cut, interpolation, c
     assert np.array_equal(Preprocessor(wanted)(frame), pillow(frame, wanted))
 
 
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("shrink", "outputs"), [(0.7, 16), (2.4, 16), (4.3, 8), (9.7, 4), (50, 0)])
+def test_outputs_computed_together(shrink, outputs, interpolation):
+    """As many as have their first tap within 128 bytes, in all parts of a row, the frame's last one too."""
+    wanted, frame = rule((36, 37), 40, interpolation), noise(round(41 * shrink), round(45 * shrink))
+    preprocess = Preprocessor(wanted)
+    assert np.array_equal(preprocess(frame), pillow(frame, wanted))
+    assert preprocess._resize._blocks[0] == outputs
+
+
 def test_the_luminance_of_every_colour():
     colours = np.arange(1 << 24, dtype=np.uint32).view(np.uint8).reshape(4096, 4096, 4)[..., :3]
     wanted = rule((4096, 4096), 0, channels=1)

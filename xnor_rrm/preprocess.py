@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .errors import FrameError
 from .kernels.resize import (
     PRECISION,
+    column_blocks,
     luminance,
     mark_changed,
     resize_columns,
@@ -209,6 +210,7 @@ class _Resize:
         self._row_first, self._row_weights = rows.first - rows.span.start, rows.weights
         self._column_first, self._column_weights = columns.first * channels, columns.weights
         self._channels = channels
+        self._blocks = column_blocks(self._column_first, columns.weights)
         height, size, strip = (
             rows.span.stop - rows.span.start,
             channels * width,
@@ -238,7 +240,7 @@ class _Resize:
             self._unwatched -= 1
             self._marks.fill(1)
         strip, out = (self._strip, self._strip_marks), result.reshape(len(result), -1)
-        columns = self._column_first, self._column_weights
+        columns = self._column_first, self._column_weights, self._blocks
         resize_columns(flat, *columns, self._marks, self._channels, *strip)
         np.copyto(result, last)
         resize_rows(self._strip, self._row_first, self._row_weights, self._strip_marks, self._sums, out)
