@@ -134,7 +134,8 @@ def column_blocks(first: Int, weights: Int) -> tuple[int, Int, Int, Int, Int]:
         block, lane = x // wide, x % wide * 3
         order[block, lane : lane + 3] = place[x] + np.arange(3)
         spread[block, :, lane : lane + 3] = weights[x, :, None]
-    used = taps - np.argmax(spread.any(axis=2)[:, ::-1], axis=1)
+    weighs = np.any(spread, axis=2)
+    used = taps - np.argmax(weighs[:, ::-1], axis=1)
     return wide, np.ascontiguousarray(base), order, used, spread
 
 
