@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 #: Bytes that a frame may take besides its answer: objects of Python, whatever the size of the frame.
 OBJECTS = 4096
 #: Allocations of compiled code in a frame: one for each array that it is passed, freed when it returns.
-HANDLES = 50
+HANDLES = 56
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
 
