@@ -96,6 +96,17 @@ def _sum_rows(table: Any, places: Any, first: int, last: int, shift: int, planes
 
 
 @inline
+def _count_rows(
+    table: Any, risen_places: Any, fallen_places: Any, first: Any, up: Any, down: Any, shift: Any
+) -> Any:
+    """P_r - P_f - 1 in eight planes, of up to MAX_ROWS rows of each direction from `first` on."""
+    none = splat(np.uint64(0))
+    planes = (none, none, none, none, none, none, none, none)
+    planes = _sum_rows(table, fallen_places, first, min(first + 120, down), shift, planes)
+    return _sum_rows(table, risen_places, first, min(first + 120, up), shift, complement(planes))
+
+
+@inline
 def _fetch_rows(table: Any, places: Any, count: int, vectors: int) -> None:
     """Ask for the whole rows at places[:count]."""
     for i in range(count):
@@ -230,7 +241,6 @@ def _update_tiles(
     vectors, words = max(1, out_words // 8), min(8, out_words)
     nowhere = splat(np.int32(s.nowhere))
     zero = splat(np.uint64(0))
-    none = (zero, zero, zero, zero, zero, zero, zero, zero)
     tiles, planes_kept = (wo + tile - 1) // tile, s.planes
     low = np.int64(0xFFFFFFFF)
     mask, two = splat(low), splat(np.int64(2))
@@ -281,13 +291,7 @@ def _update_tiles(
                 for vector in range(vectors):
                     negative = zero
                     for first in range(0, max(up, down), 120):
-                        planes = _sum_rows(
-                            table, fallen_places, first, min(first + 120, down), vector * 8, none
-                        )
-                        planes = complement(planes)
-                        planes = _sum_rows(
-                            table, risen_places, first, min(first + 120, up), vector * 8, planes
-                        )
+                        planes = _count_rows(table, risen_places, fallen_places, first, up, down, vector * 8)
                         negative = add_and_compare(state, place, planes_kept, planes, numbers)
                     signs = negative ^ load(inverted, vector * 8)
                     store_some(bits, pixel * out_words + vector * 8, signs, pixels * words)
@@ -298,10 +302,7 @@ def _update_tiles(
                 at = pixel * lanes + vector * 512
                 net = more
                 for first in range(0, max(up, down), 120):
-                    planes = _sum_rows(table, fallen_places, first, min(first + 120, down), vector * 8, none)
-                    planes = complement(planes)
-                    planes = _sum_rows(table, risen_places, first, min(first + 120, up), vector * 8, planes)
-                    # the counts are P_r - P_f - 1
+                    planes = _count_rows(table, risen_places, fallen_places, first, up, down, vector * 8)
                     subtract_twice(mismatches, at, net - two, pixels * words, planes)
                     net = splat(np.int64(0))
     return updated

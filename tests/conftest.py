@@ -14,7 +14,7 @@ def data_folder() -> Path:
     """The folder of real networks, images and clips; tests that need it are skipped where it is absent."""
     folder = Path(os.environ.get("XNOR_RRM_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}; set XNOR_RRM_DATA to its folder")
+        pytest.skip(f"no real data at {folder}; set XNOR_RRM_DATA to its folder")  # it is not ours to carry
     return folder
 
 

@@ -158,7 +158,7 @@ def test_bounds_count_rows_under_windows():
 @pytest.mark.parametrize("pad_value", [-1, 0, 1])
 def test_peers_compute_the_layer(name, pad_value):
     if why := peers.PEERS[name].missing():
-        pytest.skip(why)
+        pytest.skip(why)  # the engine compared with is not installed
     rng = np.random.default_rng(0)
     for padding, kernel, stride in (
         ((1, 1, 1, 1), (3, 3), 1),
@@ -180,7 +180,7 @@ def test_peers_compute_the_layer(name, pad_value):
 def test_openvino_is_not_asked_what_it_gets_wrong():
     shape, rng = LayerShape("", "", 70, 48, 6, 8, (1, 1), 1, (0, 0, 0, 0), 0), np.random.default_rng(0)
     if why := peers.OpenVino.missing():
-        pytest.skip(why)
+        pytest.skip(why)  # the engine compared with is not installed
     with pytest.raises(ValueError, match="multiple of 8"):
         peers.OpenVino(peers.Problem(shape, shape.random_weight(rng), shape.random_frame(rng)))
 
@@ -218,7 +218,7 @@ def network_for_openvino(seed=0, ties=False):
 @pytest.fixture
 def openvino():
     if why := peers.OpenVino.missing():
-        pytest.skip(why)
+        pytest.skip(why)  # the engine compared with is not installed
 
 
 @pytest.mark.parametrize("seed", range(3))
