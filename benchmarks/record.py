@@ -120,7 +120,7 @@ def record(model: Model, frames: Iterator[Any], out: Path) -> Path:
     steps = {info.name: step for info, step in zip(plan.info, plan.steps, strict=True) if info.name in binary}
     words: dict[str, list[Any]] = {name: [] for name in binary}
     for frame in frames:
-        stream(frame)
+        stream.values(frame)
         for name, s in steps.items():
             size = int(s["h"] * s["w"] * s["words"])
             words[name].append(stream._state.u64[s["x"] : s["x"] + size].copy())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .bitpack import pack_pixel
-from .jit import inline, jit
+from .jit import jit
 from .simd import clip, counts_to_dots, differs, divide, exp, get, load, prelu, put, relu, splat, store
 
 #: float32 values a register holds (4 KB), or one pixel's channels where those are more.
@@ -156,75 +156,3 @@ def _softmax(registers: Any, source: int, target: int, width: int, channels: int
         store(registers, target + lane, divide(load(registers, target + lane), splat(total)))
     for c in range(channels, width):
         put(registers, target + c, np.float32(0))
-
-
-@jit
-def normalise(
-    frame: Any, last: Any, table: Any, x: Any, changed: Any, all_pixels: bool, threshold: int, channels: int
-) -> Any:
-    """Input values of the pixels that differ from the last ones. Returns (their number, pixels held back).
-
-    frame, last : uint8[P * C]; last is replaced.  table : float32[256 * C].  x : float32[P * C].
-    changed : uint8[P], all of them with `all_pixels`.  channels : C, 3 or 1.
-    threshold : a pixel is held back, keeping its last values, where none of its channels differs from `last`
-    by more; above 0, `last` and `x` hold a frame.
-    Blocks of 64 pixels that stayed the same cost C comparisons.
-    """
-    if channels == 3:
-        return _normalise(frame, last, table, x, changed, all_pixels, threshold, 3)
-    return _normalise(frame, last, table, x, changed, all_pixels, threshold, 1)
-
-
-@inline
-def _normalise(
-    frame: Any,
-    last: Any,
-    table: Any,
-    x: Any,
-    changed: Any,
-    all_pixels: Any,
-    threshold: Any,
-    channels: Any,
-) -> Any:
-    """`normalise` for a constant number of channels, whose loops unroll."""
-    count: Any = 0
-    held: Any = 0
-    pixels = len(changed)
-    for first in range(0, pixels, 64):
-        size = min(64, pixels - first)
-        same = not all_pixels and size == 64
-        if same:
-            for at in range(channels * first, channels * (first + 64), 64):
-                same = same and not differs(load(frame, at), load(last, at))
-        if same:
-            for p in range(first, first + size):
-                put(changed, p, np.uint8(0))
-            continue
-        if threshold > 0:
-            for p in range(first, first + size):
-                most: Any = 0
-                for i in range(channels * p, channels * (p + 1)):
-                    most = max(most, abs(np.intp(get(frame, i)) - np.intp(get(last, i))))
-                if most > threshold:
-                    for c in range(channels):
-                        value = get(frame, channels * p + c)
-                        put(last, channels * p + c, value)
-                        put(x, channels * p + c, get(table, channels * np.intp(value) + c))
-                else:
-                    held += most > 0
-                mark = np.uint8(most > threshold) | np.uint8(all_pixels)
-                count += mark
-                put(changed, p, mark)
-            continue
-        for p in range(first, first + size):  # without branches: converting a value again changes nothing
-            new = np.uint8(0)
-            for c in range(channels):
-                i = channels * p + c
-                value = get(frame, i)
-                new |= value ^ get(last, i)
-                put(last, i, value)
-                put(x, i, get(table, channels * np.intp(value) + c))
-            mark = np.uint8(new != 0) | np.uint8(all_pixels)
-            count += mark
-            put(changed, p, mark)
-    return count, held

@@ -14,11 +14,12 @@ import numpy as np
 
 from .bitpack import diff_into_padded
 from .clock import now
-from .elementwise import normalise, run_program
+from .elementwise import run_program
 from .float_conv import conv_float
 from .jit import jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
+from .normalise import normalise
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
@@ -218,11 +219,13 @@ def _float_conv(
     pixels = scratch.pixels
     x, changed = state.f32[s.x :], state.u8[s.x_mask : s.x_mask + s.h * s.w]
     padded = state.f32[s.padded : s.padded + s.hp * s.wp * s.words]
-    if all_pixels:
+    if s.padded != s.x and all_pixels:
         copy_into_padded(x, s.x_stride, s, padded)
+    elif s.padded != s.x:
+        copy_changed_into_padded(x, s.x_stride, s, changed, padded)
+    if all_pixels:
         count = list_all(s.ho * s.wo, pixels)
     else:
-        copy_changed_into_padded(x, s.x_stride, s, changed, padded)
         count = list_windows(changed, s, state.u8, pixels)
         if fused:
             _clear_targets(e, const, state)
@@ -414,7 +417,7 @@ def run(
     steps : STEP[n].  frame : uint8[h * w * C], resized and cropped.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
-    threshold : of changes that leave an input pixel as it was (`elementwise.normalise`); 0 on a first frame.
+    threshold : of changes that leave an input pixel as it was (`normalise.py`); 0 on a first frame.
     report : int64[n, REPORT].  const, state, scratch : `Constants`, `State`, `Scratch`.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
@@ -428,8 +431,10 @@ def run(
             pixels = s.ho * s.wo
             last = state.u8[s.padded : s.padded + s.cin * pixels]
             changed, x = state.u8[s.y_mask : s.y_mask + pixels], state.f32[s.y :]
-            table = const.f32[s.weights :]
-            here[2], here[1] = normalise(frame, last, table, x, changed, all_pixels, threshold, s.cin)
+            table, line = const.f32[s.weights :], const.f32[s.line : s.line + (96 if s.line >= 0 else 0)]
+            here[2], here[1] = normalise(
+                frame, last, table, line, x, changed, all_pixels, threshold, s.cin, s.mask
+            )
             here[0] = DENSE if all_pixels else CHANGED if here[2] else CLEAN
         elif s.kind == ELEMENTWISE:
             if s.fused:  # done, timed and reported with the convolution before it

@@ -423,6 +423,26 @@ def differs(_typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def differing_bytes(_typing: Any, a: Any, b: Any) -> Any:
+    """Bit i of the uint64 is 1 where byte i of two vectors of bytes differs."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(builder.icmp_unsigned("!=", *args), I64)
+
+    return types.uint64(a, b), emit
+
+
+@intrinsic
+def to_floats(_typing: Any, value: Any) -> Any:
+    """float32 lanes of int32 lanes, rounded once."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.sitofp(args[0], ir.VectorType(F32, 16))
+
+    return F32V(value), emit
+
+
+@intrinsic
 def shift_right(_typing: Any, vector: Any, bits: Any) -> Any:
     """Each lane shifted right by a literal number of bits, zeros coming in."""
     if not isinstance(bits, types.IntegerLiteral):
@@ -562,6 +582,45 @@ def widen_bytes(_typing: Any, value: Any, part: Any) -> Any:
 
 
 @intrinsic
+def widen_half(_typing: Any, value: Any, half: Any) -> Any:
+    """uint16 lanes of the lower or upper 32 of 64 bytes, half a literal 0 or 1."""
+    if not isinstance(half, types.IntegerLiteral):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        first = 32 * half.literal_value
+        order = ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32)))
+        return builder.zext(builder.shuffle_vector(args[0], args[0], order), ir.VectorType(I16, 32))
+
+    return U16(value, half), emit
+
+
+@intrinsic
+def store_narrowed(_typing: Any, array: Any, index: Any, a: Any, b: Any, count: Any) -> Any:
+    """uint8 array[index ...] = the first `count` of 64 uint16 lanes, each below 256."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array_value, index_value, *values, count_value = args
+        low, high = (builder.trunc(value, ir.VectorType(I8, 32)) for value in values)
+        all_bytes = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
+        result = builder.shuffle_vector(low, high, all_bytes)
+        pointer = vector_pointer(context, builder, sig.args[0], array_value, index_value, result.type)
+        store_first_bytes(builder, result, pointer, count_value)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, a, b, types.intp), emit
+
+
+def store_first_bytes(builder: Any, value: Any, pointer: Any, count: Any) -> None:
+    """Write the first `count` of 64 bytes."""
+    limit = splat_value(builder, builder.trunc(count, I8), 64)
+    mask = builder.icmp_unsigned("<", ir.Constant(value.type, list(range(64))), limit)
+    signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.masked.store.v64i8.p0")
+    builder.call(function, [value, pointer, I32(1), mask])
+
+
+@intrinsic
 def store_clipped(
     _typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any, shift: Any, count: Any
 ) -> Any:
@@ -581,11 +640,7 @@ def store_clipped(
         all_bytes = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
         result = builder.shuffle_vector(low, high, all_bytes)
         pointer = vector_pointer(context, builder, sig.args[0], array_value, index_value, result.type)
-        limit = splat_value(builder, builder.trunc(count_value, I8), 64)
-        mask = builder.icmp_unsigned("<", ir.Constant(result.type, list(range(64))), limit)
-        signature = ir.FunctionType(ir.VoidType(), [result.type, pointer.type, I32, mask.type])
-        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.masked.store.v64i8.p0")
-        builder.call(function, [result, pointer, I32(1), mask])
+        store_first_bytes(builder, result, pointer, count_value)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, a, b, c, types.int32, types.intp), emit

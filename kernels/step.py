@@ -41,7 +41,8 @@ _ROLE = (
     "fused "  # an elementwise step: whether it runs band by band with the convolution before it
     "band "  # output rows (binary) or pixels (float) a convolution computes before its fused program runs
     "average count_padding "  # pool.py
-    "factor"  # layout.py
+    "factor "  # layout.py
+    "line mask"  # normalise.py; line is -1 where there is none
 )
 
 #: One step of a plan. All fields int64; offsets count elements of the arena they index.

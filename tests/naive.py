@@ -187,17 +187,61 @@ def avg_pool(
 
 
 def network_input(model: Any, frame: Array) -> Array:
-    """float32[H, W, C] of uint8[h, w, 3] or, grey, uint8[h, w]: luminance where C is 1, centre crop, then
-    (v - mean) / std; no rules that resize.
+    """float32[H, W, C] of uint8[h, w, 3] or, grey, uint8[h, w]: luminance where C is 1, centre crop or
+    letterbox, then (v - mean) / std of the multiple of the step; no rules that resize before they crop.
     """
     rule = model.input_rule
     assert rule.resize == 0
     if len(rule.mean) == 1:
         frame = luminance(frame) if frame.ndim == 3 else frame[..., None]
     height, width = rule.crop
+    if rule.fit == "letterbox" and frame.shape[:2] != rule.crop:
+        frame = letterbox(frame, rule.crop, rule.mean)
     top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
     values = frame[top : top + height, left : left + width].astype(np.float64)
+    values -= values % rule.step
     return ((values - np.array(rule.mean)) / np.array(rule.std)).astype(np.float32)
+
+
+def letterbox(frame: Array, crop: Pair, mean: tuple[float, ...]) -> Array:
+    """All of a frame in the middle of `crop`, resized by areas; the mean around it."""
+    height, width = frame.shape[:2]
+    scale = min(Fraction(crop[0], height), Fraction(crop[1], width))
+    size = [max(1, math.floor(side * scale + Fraction(1, 2))) for side in (height, width)]
+    small = area_resize(frame, (size[0], size[1]))
+    canvas = np.empty((*crop, frame.shape[2]), np.uint8)
+    canvas[...] = [min(max(round(value), 0), 255) for value in mean]
+    top, left = (crop[0] - size[0]) // 2, (crop[1] - size[1]) // 2
+    canvas[top : top + size[0], left : left + size[1]] = small
+    return canvas
+
+
+def area_resize(frame: Array, size: Pair) -> Array:
+    """uint8[h, w, C] to (H, W): rows, then columns, each a weighted mean rounded to uint8."""
+    rows = _area_axis(frame, size[0])
+    return _area_axis(rows.swapaxes(0, 1), size[1]).swapaxes(0, 1)
+
+
+def _area_axis(x: Array, full: int) -> Array:
+    result = np.empty((full, *x.shape[1:]), np.uint8)
+    for i in range(full):
+        total, given, share = np.full(x.shape[1:], 128), 0, Fraction(0)
+        for k in range(len(x)):
+            share += _share(i, k, len(x), full)
+            until = math.floor(share * 256 + Fraction(1, 2))
+            total += (until - given) * x[k].astype(np.int64)
+            given = until
+        result[i] = total // 256
+    return result
+
+
+def _share(i: int, k: int, size: int, full: int) -> Fraction:
+    """Exact weight of pixel k of `size` in output i of `full`."""
+    scale = Fraction(size, full)
+    if scale >= 1:
+        return max(Fraction(0), min((i + 1) * scale, Fraction(k + 1)) - max(i * scale, Fraction(k))) / scale
+    place = min(max((i + Fraction(1, 2)) * scale - Fraction(1, 2), Fraction(0)), Fraction(size - 1))
+    return max(Fraction(0), 1 - abs(place - k))
 
 
 def let_through(frame: Array, last: Array | None, threshold: int) -> Array:

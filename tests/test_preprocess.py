@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -186,6 +187,60 @@ def test_a_failure_between_the_passes_computes_everything_again(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             preprocess(second)
     assert np.array_equal(preprocess(second), pillow(second, wanted))
+
+
+SIZES = [(90, 120), (48, 64), (24, 80), (31, 57), (30, 40), (40, 30), (7, 300), (300, 7), (1, 1), (13, 400)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_area_letterbox_equals_the_oracle(channels):
+    """Shrunk, enlarged, both, neither; many outputs a block and none; the last bytes of a frame."""
+    crop, mean = (48, 64), (130.6, 7.2, 250.0)[:channels]
+    wanted = InputRule(crop, 0, mean, (1.0,) * channels, "area", channels, "letterbox")
+    preprocess = Preprocessor(wanted)
+    for number, size in enumerate(SIZES):
+        for frame in (noise(*size, seed=number), np.full((*size, 3), 255, np.uint8)):
+            if channels == 1:
+                expected = naive.letterbox(naive.luminance(frame), crop, mean)
+            else:
+                expected = frame if size == crop else naive.letterbox(frame, crop, mean)
+            assert np.array_equal(preprocess(frame), expected), size
+
+
+@pytest.mark.parametrize(("height", "width"), [(301, 222), (64, 48), (37, 41), (16, 200)])
+def test_area_with_a_centre_crop(height, width):
+    wanted, frame = rule((20, 24), 32, "area"), noise(height, width)
+    short = min(height, width)
+    whole = naive.area_resize(frame, (height * 32 // short, width * 32 // short))
+    top, left = (whole.shape[0] - 20) // 2, (whole.shape[1] - 24) // 2
+    assert np.array_equal(Preprocessor(wanted)(frame), whole[top : top + 20, left : left + 24])
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_letterbox_by_pillows_filters_frame_by_frame(interpolation):
+    wanted = InputRule((32, 60), 0, (9.4,) * 3, (1.0,) * 3, interpolation, fit="letterbox")
+    preprocess, frame, kind = Preprocessor(wanted), noise(100, 80), FILTERS[interpolation]
+    for number in range(4):
+        frame = frame.copy()
+        frame[number * 20 : number * 20 + 3] ^= 255
+        small = Image.fromarray(frame).resize((26, 100), kind).resize((26, 32), kind)
+        expected = np.full((32, 60, 3), 9, np.uint8)
+        expected[:, 17:43] = np.asarray(small)
+        assert np.array_equal(preprocess(frame), expected)
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+def test_the_placement_finds_pixels_of_the_frame(fit):
+    """A white block in a frame, found in the network's input, is placed where it is."""
+    resize = 64 if fit == "crop" else 0
+    wanted = InputRule((60, 64), resize, (0.0,) * 3, (1.0,) * 3, "area", fit=fit)
+    frame = np.zeros((384, 640, 3), np.uint8)
+    frame[120:240, 300:420] = 255
+    preprocess = Preprocessor(wanted)
+    rows, columns = np.nonzero(preprocess(frame)[..., 0] > 127)
+    corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
+    placed = preprocess.placement.to_frame(corners)
+    assert np.abs(placed - [[300, 120], [420, 240]]).max() <= 5
 
 
 @pytest.mark.parametrize("resize", [0, 40])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,55 @@ def test_a_threshold_is_exact_on_what_it_lets_through(seed, threshold, size, sha
         for stream in streams:
             assert stream(frame).tobytes() == expected.tobytes(), stream.mode
             assert stream.held_back == pytest.approx(differ.mean())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=SEEDS,
+    step=st.sampled_from([1, 2, 16, 64]),
+    size=st.sampled_from([0, 1, 3, 40]),
+    straight=st.booleans(),
+    channels=st.sampled_from([1, 3]),
+    threshold=st.sampled_from([0, 0, 9]),
+)
+def test_frames_seen_in_steps(seed, step, size, straight, channels, threshold):
+    """Tables that are a straight line and others, images of whole vectors or not; steps hide changes."""
+    rng = np.random.default_rng(seed)
+    net = Builder(rng, int(rng.integers(3, 12)), int(rng.integers(3, 12)), channels=channels)
+    net.conv(net.affine(net.conv(INPUT, 20, SAME)), 3, POINT)
+    model = net.model()
+    mean, std = ((128.0,), (64.0,)) if straight else ((123.7,), (58.4,))
+    rule = replace(model.input_rule, mean=mean * channels, std=std * channels, step=step)
+    model = replace(model, input_rule=rule)
+    assert (model.plan.steps[0]["line"] >= 0) == straight
+    streams, last, before = (
+        [model.stream(mode, threshold=threshold) for mode in ("cached", "dense")],
+        None,
+        None,
+    )
+    for frame in drifting(rng, model, size):
+        seen = frame // step * step
+        last = naive.let_through(seen, last, threshold)
+        expected = oracle(model, last)
+        for stream in streams:
+            assert stream.values(frame).tobytes() == expected.tobytes(), stream.mode
+        if before is not None and np.array_equal(last, before):
+            assert paths(streams[0]) == {"clean"}
+        before = last
+
+
+def test_letterboxed_frames_of_any_size():
+    net = Builder(np.random.default_rng(0), 24, 40)
+    net.conv(net.affine(net.conv(INPUT, 40, Window((4, 4), (4, 4)))), 5, POINT)
+    model = net.model()
+    rule = replace(model.input_rule, interpolation="area", fit="letterbox", step=16)
+    model, rng = replace(model, input_rule=rule), np.random.default_rng(1)
+    streams = [model.stream(mode) for mode in ("cached", "dense")]
+    for size in ((24, 40), (50, 90), (90, 50), (9, 11)):
+        frame = rng.integers(0, 256, (*size, 3), np.uint8)
+        for _ in range(3):
+            frame[: size[0] // 2, 3:5] += np.uint8(31)
+            check(streams, [frame])
 
 
 def test_a_threshold_is_measured_from_what_was_let_through():

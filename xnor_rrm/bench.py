@@ -175,7 +175,7 @@ class Lane:
 
     def __call__(self, frame: Frame) -> Logits:
         start = perf_counter()
-        self.logits = self.stream(frame)
+        self.logits = self.stream.values(frame)
         seconds = perf_counter() - start
         steps, before = sum(step.seconds for step in self.stream.stats), self.stream.preprocess_seconds
         self.seconds.append(seconds)

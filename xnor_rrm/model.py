@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .decoding import Decoding, Task
 from .errors import ModelError
 
 if TYPE_CHECKING:
@@ -39,27 +40,37 @@ MAX_WINDOW_BITS = 65535
 
 @dataclass(frozen=True)
 class InputRule:
-    """From a raw frame to the network's input: luminance if grey, resize, centre crop, normalise.
+    """From a raw frame to the network's input: luminance if grey, resize, crop or letterbox, normalise.
 
     A frame of exactly the crop's size is taken as it is: it has been resized and cropped before.
 
     resize : length in pixels of the frame's shorter side after resizing (aspect ratio kept, rounded as
         Pillow's thumbnailers do: `long * resize // short`); 0 leaves the frame's size alone.
     crop : (H, W), cut from the centre: top = (height - H) // 2, left = (width - W) // 2.
-    interpolation : "bilinear" or "bicubic", with support widened when shrinking (Pillow's filters).
+    interpolation : "bilinear" or "bicubic", with support widened when shrinking (Pillow's filters); "area",
+        the mean over each output pixel's area of the frame, and on an axis that is enlarged linear between
+        two pixels' middles. Weights of "area" are whole 256ths, differences of the rounded running sum of
+        the exact ones; rows are averaged before columns, each rounded to uint8, halves up.
     mean, std : per channel, in units of 0..255. The input value is float32((v - mean) / std), one
         rounding from float64, v the uint8 value.
     channels : 3, or 1: the luminance of the frame, before it is resized, as Pillow's mode "L" has it:
         (19595 R + 38470 G + 7471 B + 32768) >> 16.
+    fit : "crop" cuts what is outside `crop`. "letterbox" shows all of the frame in the middle of `crop`, as
+        large as its aspect ratio lets it be, its other side rounded to the nearest pixel; what is left over
+        on both sides has the values of `mean`, rounded, and `resize` is 0.
+    step : a power of two up to 64. Of each resized value the network sees the multiple of `step` at or below
+        it: changes in between, most of a camera's noise, do not exist for it.
     """
 
     crop: tuple[int, int]
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    #: Left out of model files where it is 3, so that they stay as they were before there was a choice.
+    interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
+    #: Left out of model files where they are the defaults, so that files stay as they were before.
     channels: int = field(default=3, metadata={"omit_default": True})
+    fit: Literal["crop", "letterbox"] = field(default="crop", metadata={"omit_default": True})
+    step: int = field(default=1, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1 or self.resize < 0 or (self.resize and self.resize < max(self.crop)):
@@ -67,8 +78,14 @@ class InputRule:
                 "crop sizes of at least 1, no larger than the resized shorter side",
                 f"crop {self.crop}, resize {self.resize}",
             )
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ModelError("interpolation 'bilinear' or 'bicubic'", repr(self.interpolation))
+        if self.interpolation not in ("bilinear", "bicubic", "area"):
+            raise ModelError("interpolation 'bilinear', 'bicubic' or 'area'", repr(self.interpolation))
+        if self.fit not in ("crop", "letterbox") or (self.fit == "letterbox" and self.resize):
+            raise ModelError(
+                "fit 'crop', or 'letterbox' with resize 0", f"fit {self.fit!r}, resize {self.resize}"
+            )
+        if self.step not in (1, 2, 4, 8, 16, 32, 64):
+            raise ModelError("a step that is a power of two from 1 to 64", str(self.step))
         if self.channels not in (1, 3):
             raise ModelError("an input of 1 or 3 channels", str(self.channels))
         if not len(self.mean) == len(self.std) == self.channels:
@@ -80,7 +97,8 @@ class InputRule:
 
     def table(self) -> npt.NDArray[np.float32]:
         """float32[256, channels]: the input value of each uint8 value of each channel."""
-        values = np.arange(256, dtype=np.float64)[:, None]
+        seen = np.arange(256) // self.step * self.step
+        values = seen.astype(np.float64)[:, None]
         table: npt.NDArray[np.float32] = ((values - np.array(self.mean)) / np.array(self.std)).astype(
             np.float32
         )
@@ -433,7 +451,8 @@ LAYER_KINDS: dict[str, type[Layer]] = {
 class Model:
     """A network: layers in order of execution (each reads only earlier ones); the last is the output.
 
-    labels : one name a class, or empty.  info : free text for people (source, licence, accuracy).
+    labels : one name a class (or key point), or empty.  info : free text for people (source, licence,
+    accuracy).  decoding : what makes boxes or key points of the output; None for a classifier.
     Raises ModelError where the layers do not fit together.
     """
 
@@ -442,6 +461,7 @@ class Model:
     layers: tuple[Layer, ...]
     labels: tuple[str, ...] = ()
     info: dict[str, str] = field(default_factory=dict)
+    decoding: Decoding | None = field(default=None, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -454,7 +474,7 @@ class Model:
                 raise ModelError("a Sign layer before each BinaryConv2d and nowhere else", f"{layer.name}")
         if isinstance(self.layers[-1], Sign):
             raise ModelError("a float layer as the output", f"{self.layers[-1].name} (Sign)")
-        if self.labels and len(self.labels) != self.classes:
+        if len(self.labels) not in (0, self.classes):
             raise ModelError(f"{self.classes} labels", f"{len(self.labels)}")
 
     @cached_property
@@ -479,9 +499,21 @@ class Model:
         return (*self.input_rule.crop, self.input_rule.channels)
 
     @property
+    def output_shape(self) -> Shape:
+        """(H, W, C) of what the last layer makes."""
+        return self.shapes[self.layers[-1].name]
+
+    @property
+    def task(self) -> Task:
+        """What the network answers: "classification", "detection" or "pose"."""
+        return self.decoding.task if self.decoding else "classification"
+
+    @property
     def classes(self) -> int:
-        """How many values the network makes."""
-        return math.prod(self.shapes[self.layers[-1].name])
+        """How many classes, or key points, the network tells of."""
+        if self.decoding:
+            return self.decoding.labels_of(self.output_shape[2])
+        return math.prod(self.output_shape)
 
     def macs(self, layer: Layer) -> int:
         """Multiply-accumulates of one frame in a convolution, padding included; 0 for other layers."""

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 from safetensors.numpy import save as write_container
 
+from .decoding import DECODING_KINDS, Decoding
 from .errors import ModelError, ModelFileError
 from .model import LAYER_KINDS, MAX_ACTIVATION, Array, Layer, Model
 
@@ -109,7 +110,8 @@ def _plain(value: Any) -> Any:
             if not (f.metadata.get("omit_default") and getattr(value, f.name) == f.default)
         }
         plain = {name: _plain(field) for name, field in fields.items() if not isinstance(field, np.ndarray)}
-        return {"kind": type(value).__name__, **plain} if isinstance(value, Layer) else plain
+        is_one_of_several = isinstance(value, Layer | Decoding)
+        return {"kind": type(value).__name__, **plain} if is_one_of_several else plain
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -246,16 +248,23 @@ class _Reader:
         """A layer of the kind that its JSON object names."""
         source = _object(value, where)
         where = f"layer {_show(_text(source.get('name'), f'{where}.name'))}"
+        return self.one_of(LAYER_KINDS, source, where)
+
+    def one_of(self, kinds: Mapping[str, type[Any]], value: Any, where: str) -> Any:
+        """A record of the kind that its JSON object names."""
+        source = _object(value, where)
         kind = source.pop("kind", None)
-        known = isinstance(kind, str) and kind in LAYER_KINDS
-        _require(known, f"a kind among {', '.join(LAYER_KINDS)} as {where}", kind, UPGRADE)
-        return self.record(LAYER_KINDS[kind], source, where)
+        known = isinstance(kind, str) and kind in kinds
+        _require(known, f"a kind among {', '.join(kinds)} as {where}", kind, UPGRADE)
+        return self.record(kinds[kind], source, where)
 
     def value(self, hint: Any, value: Any, where: str) -> Any:
         """`value` as the type that `hint` names."""
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Layer:
             return self.layer(value, where)
+        if hint == Decoding | None:
+            return self.one_of(DECODING_KINDS, value, where)
         if dataclasses.is_dataclass(hint):
             return self.record(cast("type[Any]", hint), value, where)
         if hint is str:

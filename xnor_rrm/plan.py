@@ -212,6 +212,9 @@ class _Builder:
         step["kind"], step["y"], step["y_mask"] = Kind.INPUT, x.offset, x.mask
         step["padded"] = self.state["uint8"].reserve(h * w * c)
         step["weights"] = self.const["float32"].add(table)
+        step["mask"] = 256 - self.model.input_rule.step
+        line = _line(table, self.model.input_rule.step)
+        step["line"] = -1 if line is None else self.const["float32"].add(line)
         self.finish(step, StepInfo(INPUT, "elementwise", (INPUT, *absorbed), h * w, 0, 0))
         return set(absorbed)
 
@@ -247,7 +250,10 @@ class _Builder:
         else:
             y = self.float_tensor(layer.name)
             step["y"], step["y_mask"] = y.offset, y.mask
-        step["padded"] = self.state["float32"].reserve(int(step["hp"] * step["wp"] * step["words"]))
+        if any(layer.window.padding) or step["x_stride"] != step["words"]:
+            step["padded"] = self.state["float32"].reserve(int(step["hp"] * step["wp"] * step["words"]))
+        else:  # the input is laid out as the kernel reads it
+            step["padded"] = step["x"]
         step["weights"], step["weights_size"] = self.const["float32"].add(weights), weights.size
         step["bias"] = self.const["float32"].add(_padded(layer.bias, int(step["lanes"])))
         self.finish(step, self._info(layer, "float"))
@@ -528,6 +534,24 @@ def _bilinear_taps(size: int, factor: int) -> tuple[Array, Array]:
     first, rest = np.divmod(place, half)
     weights: Array = (np.stack([half - rest, rest], axis=1) / half).astype(np.float32)
     return np.stack([first, first + (rest > 0)], axis=1), weights
+
+
+def _line(table: Array, step: int) -> Array | None:
+    """float32[96], scale and shift of 48 neighbouring values, if fma(v, scale, shift) is the very table.
+
+    table : float32[256, C], of which multiples of `step` are looked up.
+    """
+    seen = np.arange(0, 256, step)[:, None]
+    shift = table[0].astype(np.float64)
+    scale = ((table[seen[-1, 0]] - shift) / seen[-1, 0]).astype(np.float32).astype(np.float64)
+    # float64 holds the product exactly and rounds the sum; rounded again it is the fma, unless the first
+    # rounding ends halfway between two float32: then this table is taken for none
+    exact = seen * scale + shift
+    found = exact.astype(np.float32)
+    halfway = (exact.view(np.uint64) & np.uint64((1 << 29) - 1)) == 1 << 28
+    if (found != table[seen[:, 0]]).any() or halfway.any():
+        return None
+    return np.concatenate([np.tile(each.astype(np.float32), 48)[:48] for each in (scale, shift)])
 
 
 def _padded(values: Array, width: int) -> Array:

@@ -205,7 +205,7 @@ def _timed_frames(model: Model, evicted: Any) -> Iterator[tuple[str, tuple[float
         frame = np.where(changed[..., None], rng.integers(0, 256, frame.shape, np.uint8), frame)
         for kernel, stream in streams.items():
             evicted += np.uint8(1)
-            stream(frame)
+            stream.values(frame)
             layer = stream.stats[index]
             if number < 2 or layer.path == "clean":  # the first frame is dense, the second makes its planes
                 continue

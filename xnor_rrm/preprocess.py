@@ -1,7 +1,8 @@
-"""From a raw frame to the network's input: luminance, resize and centre crop, bit-equal to Pillow's.
+"""From a raw frame to the network's input: luminance, resize, and centre crop or letterbox.
 
-Columns are resized before rows, as Pillow did for every image up to version 12; 13 begins with the rows
-of very tall ones, and rounds a few values to their neighbours there.
+"bilinear" and "bicubic" are bit-equal to Pillow's. Columns are resized before rows, as Pillow did for every
+image up to version 12; 13 begins with the rows of very tall ones, and rounds a few values to their
+neighbours there. "area" is exact in integers (kernels/area.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .decoding import Placement
 from .errors import FrameError
+from .kernels import area
 from .kernels.resize import (
     PRECISION,
     column_blocks,
@@ -43,10 +46,11 @@ class Preprocessor:
     def __init__(self, rule: InputRule) -> None:
         self._rule = rule
         self._size = (0, 0)
-        self._resize: _Resize | None = None
-        self._kept = (slice(0), slice(0))
-        self._grey = self._colours = np.empty(0, np.uint8)
+        self._resize: _Resize | _Average | None = None
+        self._kept = self._filled = (slice(0), slice(0))
+        self._grey = self._colours = self._inner = np.empty(0, np.uint8)
         self._results = [np.empty((*rule.crop, rule.channels), np.uint8) for _ in range(2)]
+        self.placement = Placement(1.0, 1.0, 0.0, 0.0, *rule.crop)
 
     def __call__(self, frame: Frame) -> Frame:
         """uint8[H, W, 3] of any size and memory layout -> uint8[cropH, cropW, C], contiguous.
@@ -64,7 +68,13 @@ class Preprocessor:
         if self._rule.channels == 1:
             kept = self._luminance(kept)
         if self._resize is None:
-            result[...] = kept
+            result[self._filled] = kept
+        elif self._inner.size:
+            last, new = self._inner
+            np.copyto(new, last)
+            self._resize(kept, last, new)
+            result[self._filled] = new
+            self._inner = self._inner[::-1]
         else:
             self._resize(kept, self._results[1], result)
         return result
@@ -72,7 +82,8 @@ class Preprocessor:
     @property
     def state_bytes(self) -> int:
         """Bytes of buffers."""
-        arrays = (*self._results, self._grey, self._colours, *(self._resize.buffers if self._resize else ()))
+        own = (*self._results, self._grey, self._colours, self._inner)
+        arrays = (*own, *(self._resize.buffers if self._resize else ()))
         return sum(array.nbytes for array in arrays)
 
     def _luminance(self, frame: Frame) -> Frame:
@@ -85,29 +96,61 @@ class Preprocessor:
 
     def _prepare(self, height: int, width: int) -> None:
         """Plan for frames of this size."""
-        crop, short = self._rule.crop, min(height, width)
-        target = short if (height, width) == crop else self._rule.resize or short
-        resized = (height * target // short, width * target // short)
-        if resized[0] < crop[0] or resized[1] < crop[1]:
+        rule, crop = self._rule, self._rule.crop
+        resized = self._resized(height, width)
+        if rule.fit == "crop" and (resized[0] < crop[0] or resized[1] < crop[1]):
             raise FrameError(
                 f"frames of at least {crop[0]}x{crop[1]} (height x width)",
                 f"{height}x{width}",
                 "This network's input rule crops without resizing; enlarge the frames first.",
             )
-        corner = ((resized[0] - crop[0]) // 2, (resized[1] - crop[1]) // 2)
-        self._kept = (slice(corner[0], corner[0] + crop[0]), slice(corner[1], corner[1] + crop[1]))
-        self._resize = None
-        if target != short:
+        # Of the resized frame `shown` rows and columns are seen, from `corner` on, and stand at `place`.
+        shown = tuple(map(min, resized, crop))
+        corner = tuple((a - b) // 2 for a, b in zip(resized, shown, strict=True))
+        place = tuple((a - b) // 2 for a, b in zip(crop, shown, strict=True))
+        self._kept = _slices(corner, shown)
+        self._filled = _slices(place, shown)
+        self._resize, self._inner = None, np.empty(0, np.uint8)
+        if resized != (height, width):
+            taps = _area_taps if rule.interpolation == "area" else _taps
             rows, columns = (
-                _taps(size, full, start, count, self._rule.interpolation)
-                for size, full, start, count in zip((height, width), resized, corner, crop, strict=True)
+                taps(size, full, start, count, rule.interpolation)
+                for size, full, start, count in zip((height, width), resized, corner, shown, strict=True)
             )
             self._kept = (rows.span, slice(width))
-            self._resize = _Resize(rows, columns, width, self._rule.channels)
-        if self._rule.channels == 1:
+            kind = _Average if rule.interpolation == "area" else _Resize
+            self._resize = kind(rows, columns, width, rule.channels)
+        if shown != crop:
+            fill = np.clip(np.round(rule.mean), 0, 255).astype(np.uint8)
+            for result in self._results:
+                result[...] = fill
+            if self._resize:
+                self._inner = np.empty((2, *shown, rule.channels), np.uint8)
+        if rule.channels == 1:
             self._grey = np.empty(height * width, np.uint8)
             self._colours = np.empty(3 * height * width, np.uint8)
+        scale_y, scale_x = height / resized[0], width / resized[1]
+        self.placement = Placement(
+            scale_x, scale_y, place[1] - corner[1], place[0] - corner[0], height, width
+        )
         self._size = (height, width)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Size to which a frame is brought before it is cropped or put in the middle."""
+        rule, crop, short = self._rule, self._rule.crop, min(height, width)
+        if (height, width) == crop:
+            return crop
+        if rule.fit == "crop":
+            target = rule.resize or short
+            return height * target // short, width * target // short
+        if height * crop[1] >= width * crop[0]:
+            return crop[0], max(1, (2 * width * crop[0] + height) // (2 * height))
+        return max(1, (2 * height * crop[1] + width) // (2 * width)), crop[1]
+
+
+def _slices(begin: tuple[int, ...], count: tuple[int, ...]) -> tuple[slice, slice]:
+    rows, columns = (slice(first, first + n) for first, n in zip(begin, count, strict=True))
+    return rows, columns
 
 
 def check_frame(frame: Any, channels: int = 3) -> None:
@@ -173,6 +216,25 @@ def _taps(size: int, full: int, start: int, count: int, interpolation: str) -> _
     total = np.cumsum(weights, axis=1)[:, -1:]  # left to right: numpy's sum would add pairwise
     scaled = weights / np.where(total == 0.0, 1.0, total) * (1 << PRECISION)
     return _Taps(begin, np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5)).astype(np.int32))
+
+
+def _area_taps(size: int, full: int, start: int, count: int, _: str) -> _Taps:
+    """As `_taps`, for "area": weights in 256ths, 256 in all. Integers only: exact."""
+    output = np.arange(start, start + count)
+    if size >= full:  # output i covers i * size / full and as much again; all in parts of 1 / full
+        part, begin, length = full, output * size, size
+        first, last = begin // full, -(-(begin + size) // full)
+    else:  # its middle, and that of pixel 0, lie between two pixels; all in parts of 1 / (2 * full)
+        part = length = 2 * full
+        begin = ((2 * output + 1) * size - full).clip(0, (size - 1) * part)
+        first = begin // part
+        last = np.minimum(first + 2, size)
+    taps = int((last - first).max())
+    first = np.minimum(first, size - taps)
+    edges = (first[:, None] + np.arange(taps + 1)) * part
+    before = (edges - begin[:, None]).clip(0, length)  # what of its weight lies before each edge
+    weights = np.diff((512 * before + length) // (2 * length), axis=1)
+    return _Taps(first, weights.astype(np.int32))
 
 
 def _bilinear(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -245,3 +307,25 @@ class _Resize:
         np.copyto(result, last)
         resize_rows(self._strip, self._row_first, self._row_weights, self._strip_marks, self._sums, out)
         self._known = watch and not self._unwatched
+
+
+class _Average:
+    """Both passes of "area" for frames of one size, rows first.
+
+    buffers : all arrays but the weights.
+    """
+
+    def __init__(self, rows: _Taps, columns: _Taps, width: int, channels: int) -> None:
+        self._rows = rows.first - rows.span.start, rows.weights.astype(np.uint16)
+        first, weights = columns.first * channels, columns.weights.astype(np.uint16)
+        self._columns = first, weights, area.column_blocks(first, weights, channels), channels
+        height = rows.span.stop - rows.span.start
+        self._copy = np.empty(height * channels * width, np.uint8)
+        self._strip = np.empty((len(rows.first), channels * width), np.uint8)
+        self.buffers = (self._copy, self._strip)
+
+    def __call__(self, frame: Frame, last: Frame, result: Frame) -> None:
+        """frame : the rows that are read, uint8[rows, width, channels].  last : not looked at."""
+        flat = _for_kernels(frame, self._copy).reshape(frame.shape[0], -1)
+        area.average_rows(flat, *self._rows, self._strip)
+        area.average_columns(self._strip, *self._columns, result.reshape(len(result), -1))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .bits import unpack_signs
+from .decoding import Answer
 from .errors import XnorError
 from .kernels.frame import REPORT, Kind, Path, Scratch, State, run
 from .kernels.simd import aligned
@@ -93,13 +94,23 @@ class Stream:
         """Forget all frames: the next one is let through and computed whole, as the first one was."""
         self._frame_size: tuple[int, ...] | None = None
 
-    def __call__(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The network's output for one frame.
+    def __call__(self, frame: npt.NDArray[np.uint8]) -> Answer:
+        """The answer for one frame, by the model's task.
 
         frame : uint8[H, W, 3] RGB, any size; a size other than the last frame's starts afresh. A network with
             one input channel also takes uint8[H, W], luminance.
-        Returns a new float32 array of all output values (for a classifier, one logit a class).
+        Returns `Detections` or `KeyPoints` in pixels of the frame; of a classifier what `values` returns.
         Raises FrameError for anything else; the next good frame then starts afresh.
+        """
+        values, decoding = self.values(frame), self.model.decoding
+        if decoding is None:
+            return values
+        return decoding.decode(values.reshape(self.model.output_shape), self._preprocess.placement)
+
+    def values(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The network's output for one frame, before it is decoded.
+
+        A new float32 array of all output values (for a classifier, one logit a class). See `__call__`.
         """
         started = self._frame_size
         self._frame_size = None  # whatever fails from here on, the caches are not trusted again

@@ -175,7 +175,7 @@ def verify(model: Model, original: Original, frames: Iterable[Frame]) -> VerifyR
         with _one_thread():
             logits, values = original(x)
         _check_shapes(model, logits, values)
-        engine_logits, engine_signs = stream(frame), stream.signs()
+        engine_logits, engine_signs = stream.values(frame), stream.signs()
         _check_conversion(report, layers, x, logits, values)
         _check_engine(report, layers, x, engine_logits, engine_signs)
         for name, layer in report.layers.items():

@@ -1,0 +1,205 @@
+"""From a network's maps to answers about a frame: boxes of objects, or the key points of a person.
+
+A model carries one of these decodings, or none if it is a classifier; a stream applies it. What they make of
+the same maps is the same everywhere: float32 and float64 operations in a fixed order, ties to the first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ModelError
+
+Array = npt.NDArray[np.float32]
+Task = Literal["classification", "detection", "pose"]
+
+
+class Placement(NamedTuple):
+    """Where the network's input lies in a frame: frame x = (input x - left) * scale_x, and so for y.
+
+    Pixels have their corners at whole numbers.  height, width : of the frame.
+    """
+
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+    height: int
+    width: int
+
+    def to_frame(self, points: npt.NDArray[Any]) -> Array:
+        """float[..., 2] x, y of the input -> of the frame, as float32; not beyond its edges."""
+        corner, scale = np.array([self.left, self.top]), np.array([self.scale_x, self.scale_y])
+        placed: Array = ((points - corner) * scale).clip(0, [self.width, self.height]).astype(np.float32)
+        return placed
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Objects in a frame, the surest first.
+
+    boxes : float32[N, 4], left, top, right, bottom in pixels of the frame.  scores : float32[N], 0..1.
+    classes : int64[N], places in `model.labels`.
+    """
+
+    boxes: Array
+    scores: Array
+    classes: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyPoints:
+    """The key points of one person, in the order of `model.labels`.
+
+    points : float32[K, 2], x, y in pixels of the frame.  scores : float32[K], the heights of their peaks,
+    0..1.  visible : bool[K], where the score reaches the decoding's threshold.
+    """
+
+    points: Array
+    scores: Array
+    visible: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
+class BoxDecoding:
+    """Maps of C + 4 channels, of C classes: a logit each, then the logarithms of four distances.
+
+    An object is where a logit is the largest of its class within 3x3 cells. Its box lies round the middle
+    of that cell, exp(d) cells to the left, top, right and bottom, d held between -4 and 4 (CenterNet's and
+    TTFNet's head; Liu et al., 2020).
+
+    cell : side of a cell in pixels of the input.  threshold : least score; the score is the logit's sigmoid.
+    overlap : a box is dropped that shares more than this with a surer one of its class, in parts of their
+        union.  most : boxes kept of a frame.
+    """
+
+    cell: int
+    threshold: float = 0.3
+    overlap: float = 0.5
+    most: int = 100
+
+    task: ClassVar[Task] = "detection"
+
+    def __post_init__(self) -> None:
+        _check_cell(self.cell)
+        if not (0 < self.threshold < 1 and 0 < self.overlap <= 1 and self.most >= 1):
+            raise ModelError("threshold in (0, 1), overlap in (0, 1], most of at least 1", f"{self}")
+
+    def labels_of(self, channels: int) -> int:
+        """How many classes maps of so many channels tell of; raises ModelError where they are none."""
+        if channels < 5:
+            raise ModelError("at least 5 channels as the output of a detector", str(channels))
+        return channels - 4
+
+    def decode(self, maps: Array, placement: Placement) -> Detections:
+        """maps : float32[h, w, C + 4].  O(h w C), and O(N ** 2) of the peaks."""
+        height, width, classes = maps.shape[0], maps.shape[1], maps.shape[2] - 4
+        limit = np.float32(math.log(self.threshold / (1 - self.threshold)))
+        heat = np.full((height + 2, width + 2, classes), -np.inf, np.float32)
+        heat[1:-1, 1:-1] = maps[..., :classes]
+        y, x, label = np.nonzero(heat[1:-1, 1:-1] >= limit)
+        logit = heat[y + 1, x + 1, label]
+        peak = np.ones(len(logit), bool)
+        for dy in range(3):
+            for dx in range(3):
+                peak &= heat[y + dy, x + dx, label] <= logit
+        y, x, label, logit = y[peak], x[peak], label[peak], logit[peak]
+        order = np.argsort(-logit, kind="stable")[: 4 * self.most]
+        y, x, label, logit = y[order], x[order], label[order], logit[order]
+        sides = np.exp(maps[y, x, classes:].astype(np.float64).clip(-4, 4)) * self.cell
+        middle = (np.stack([x, y], 1) + 0.5) * self.cell
+        boxes = np.concatenate([middle - sides[:, :2], middle + sides[:, 2:]], 1)
+        kept = _suppress(boxes, label, self.overlap)[: self.most]
+        scores = (1 / (1 + np.exp(-logit[kept].astype(np.float64)))).astype(np.float32)
+        placed = placement.to_frame(boxes[kept].reshape(-1, 2, 2)).reshape(-1, 4)
+        return Detections(placed, scores, label[kept].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class PointDecoding:
+    """Maps of one channel a key point, high where it is (SimpleBaseline; Xiao et al., 2018).
+
+    A point is where its map is highest, moved on each axis to the top of the parabola through that cell and
+    its two neighbours, by half a cell at most; at an edge it is not moved.
+
+    cell : side of a cell in pixels of the input.  threshold : least height of a visible point.
+    bones : pairs of points that a drawing joins.
+    """
+
+    cell: int
+    threshold: float = 0.2
+    bones: tuple[tuple[int, int], ...] = ()
+
+    task: ClassVar[Task] = "pose"
+
+    def __post_init__(self) -> None:
+        _check_cell(self.cell)
+        if not 0 < self.threshold < 1:
+            raise ModelError("a threshold in (0, 1)", str(self.threshold))
+
+    def labels_of(self, channels: int) -> int:
+        """How many points maps of so many channels tell of; raises ModelError where a bone joins others."""
+        if not all(0 <= point < channels for bone in self.bones for point in bone):
+            raise ModelError(f"bones between points 0 to {channels - 1}", str(self.bones))
+        return channels
+
+    def decode(self, maps: Array, placement: Placement) -> KeyPoints:
+        """maps : float32[h, w, K].  O(h w K)."""
+        height, width, count = maps.shape
+        points = np.arange(count)
+        y, x = np.divmod(maps.reshape(-1, count).argmax(axis=0), width)
+        top = maps[y, x, points].astype(np.float64)
+
+        def shift(place: npt.NDArray[np.int64], size: int, dy: int, dx: int) -> npt.NDArray[np.float64]:
+            inside = (place > 0) & (place < size - 1)  # at an edge there is no parabola
+            before = maps[y - dy * inside, x - dx * inside, points].astype(np.float64)
+            after = maps[y + dy * inside, x + dx * inside, points].astype(np.float64)
+            bend = 2 * top - before - after
+            steep = np.divide((after - before) / 2, bend, out=np.zeros(count), where=bend > 0)
+            return steep.clip(-0.5, 0.5)
+
+        places = np.stack([x + shift(x, width, 0, 1), y + shift(y, height, 1, 0)], 1)
+        scores = top.clip(0, 1).astype(np.float32)
+        return KeyPoints(
+            placement.to_frame((places + 0.5) * self.cell), scores, scores >= np.float32(self.threshold)
+        )
+
+
+Decoding = BoxDecoding | PointDecoding
+Answer = Array | Detections | KeyPoints
+
+#: Every kind of decoding, by the name used in model files.
+DECODING_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (BoxDecoding, PointDecoding)}
+
+
+def _check_cell(cell: int) -> None:
+    if cell < 1:
+        raise ModelError("cells of at least 1 pixel", str(cell))
+
+
+def _suppress(
+    boxes: npt.NDArray[np.float64], classes: npt.NDArray[np.int64], overlap: float
+) -> npt.NDArray[np.int64]:
+    """Places of the boxes kept, which stand by falling score."""
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    left, kept = np.arange(len(boxes)), []
+    while len(left):
+        first, left = left[0], left[1:]
+        kept.append(first)
+        low = np.maximum(boxes[first, :2], boxes[left, :2])
+        high = np.minimum(boxes[first, 2:], boxes[left, 2:])
+        shared = (high - low).clip(0).prod(1)
+        near = shared > overlap * (area[first] + area[left] - shared)
+        left = left[~(near & (classes[left] == classes[first]))]
+    return np.array(kept, np.int64)
