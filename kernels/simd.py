@@ -611,6 +611,18 @@ def store_narrowed(_typing: Any, array: Any, index: Any, a: Any, b: Any, count: 
     return types.void(array, types.intp, a, b, types.intp), emit
 
 
+@intrinsic
+def store_bytes(_typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
+    """uint8 array[index ...] = the first `count` bytes of the vector; nothing behind them is touched."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], args[2].type)
+        store_first_bytes(builder, args[2], pointer, args[3])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value, types.intp), emit
+
+
 def store_first_bytes(builder: Any, value: Any, pointer: Any, count: Any) -> None:
     """Write the first `count` of 64 bytes."""
     limit = splat_value(builder, builder.trunc(count, I8), 64)
