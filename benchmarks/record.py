@@ -2,10 +2,10 @@
 
     python -m benchmarks.record MODEL VIDEO [VIDEO ...] [--frames N] [--out FOLDER]
 
-MODEL is "default", "resnet18" or "quicknet" (converted from the data folder), a model file, or a checkpoint
-that can be converted. VIDEO is a path, or the name of a clip in the data folder. Recordings are large
-(ResNet-18: 6 to 15 MB for 60 frames) and made of other people's clips: they go to a cache folder outside the
-repository.
+MODEL is an embedded network's name, "resnet18" or "quicknet" (converted from the data folder), "alexnet"
+(random weights), a model file, or a checkpoint that can be converted. VIDEO is a path, or the name of a clip
+in the data folder. Recordings are large (ResNet-18: 6 to 15 MB for 60 frames) and made of other people's
+clips: they go to a cache folder outside the repository.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import numpy as np
 from xnor_rrm.kernels.layer import BinaryLayer
 
 import xnor_rrm
-from xnor_rrm.api import default_model
+from xnor_rrm.api import EMBEDDED, embedded_model
 from xnor_rrm.model import BinaryConv2d, Model
 from xnor_rrm.video import VideoReader
 
 from . import output
+from .alexnet import random_alexnet
 
 #: Networks of the data folder, by the name that stands for them here.
 NETWORKS = {
@@ -50,8 +51,11 @@ def recordings_folder() -> Path:
 
 def open_model(name: str) -> Model:
     """What MODEL stands for; see the module's text. Raises XnorError, or OSError where there is no file."""
-    if name == "default":
-        return default_model()
+    if name in EMBEDDED:
+        return embedded_model(name)
+    if name == "alexnet":
+        readers = (VideoReader(clip_path(clip)) for clip in clips())
+        return random_alexnet(next(iter(reader)) for reader in readers)
     path = data_folder() / NETWORKS[name] if name in NETWORKS else Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"no network at {path}; set XNOR_RRM_DATA to the data folder")
@@ -72,7 +76,7 @@ def clips() -> list[str]:
 
 def short_name(name: str) -> str:
     """Part of a result's file name: a model's name, or a clip's without its folder and suffix."""
-    return name if name in ("default", *NETWORKS) else Path(name).stem
+    return name if name in (*EMBEDDED, *NETWORKS, "alexnet") else Path(name).stem
 
 
 @dataclass(frozen=True)

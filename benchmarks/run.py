@@ -25,6 +25,7 @@ from benchmarks import kernels, output, record, replay, stems, tables
 from benchmarks.layershapes import select
 from benchmarks.openvino_network import OpenVinoLane, OpenVinoNetwork
 from benchmarks.peers import OpenVino
+from xnor_rrm.api import EMBEDDED
 from xnor_rrm.bench import bench
 from xnor_rrm.errors import XnorError
 from xnor_rrm.model import Model
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = output.parser(__doc__)
     add = parser.add_argument
     add("--only", nargs="+", choices=PARTS, default=PARTS)
-    add("--models", nargs="+", default=["default", *record.NETWORKS], help="or files, for bench")
+    add("--models", nargs="+", default=[*EMBEDDED, *record.NETWORKS, "alexnet"], help="or files, for bench")
     add("--clips", nargs="+", default=record.clips(), help="names or paths (all of the data folder)")
     add("--frames", type=int, default=200, help="of each clip, for bench (%(default)s)")
     add("--replay-frames", type=int, default=60, help="of each clip, for replay (%(default)s)")

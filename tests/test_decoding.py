@@ -77,6 +77,15 @@ def test_boxes_lie_in_the_frame():
     assert found.boxes[0].tolist() == [0, 0, 30, 40]
 
 
+def test_distances_that_are_no_numbers():
+    maps = np.zeros((2, 2, 5), np.float32)
+    maps[0, 0] = 5, np.nan, np.inf, 0, -np.inf
+    maps[0, 1] = maps[1] = -5
+    found = BoxDecoding(cell=8).decode(maps, Placement(1.0, 1.0, -1000.0, -1000.0, 9000, 9000))
+    box = [4 - 8, 4 - 8 * math.exp(4), 4 + 8, 4 + 8 * math.exp(-4)]
+    np.testing.assert_allclose(found.boxes - 1000, [box], atol=1e-3)
+
+
 def test_a_plateau_of_equal_logits_is_one_box():
     maps = np.zeros((6, 6, 5), np.float32)
     maps[2:4, 2:4] = 3, 2, 2, 2, 2

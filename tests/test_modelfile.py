@@ -465,7 +465,7 @@ HOSTILE_DESCRIPTIONS = [
     (at("decoding", {"cell": 8}), "a kind among BoxDecoding, PointDecoding as model.decoding, got None"),
     (at("decoding", {"kind": ["PointDecoding"]}), "a kind among BoxDecoding, PointDecoding"),
     (at("decoding", {"kind": "BoxDecoding"}), "model.decoding.cell, got no such field"),
-    (at("decoding", {"kind": "BoxDecoding", "cell": 0}), "cells of at least 1 pixel, got 0"),
+    (at("decoding", {"kind": "BoxDecoding", "cell": 0}), "cells of at least 1 pixel, .* got cell 0"),
     (at("decoding", {"kind": "BoxDecoding", "cell": 8, "threshold": 1}), r"threshold in \(0, 1\)"),
     (at("decoding", {"kind": "BoxDecoding", "cell": 8, "most": 0}), "most of at least 1"),
     (at("decoding", {"kind": "BoxDecoding", "cell": 8, "bones": []}), "only known names in model.decoding"),

@@ -131,9 +131,9 @@ class Page(html.parser.HTMLParser):
 def test_pictures_and_pages(name, folder, tmp_path, monkeypatch):
     """Whatever a network is called: a picture of the right width, a page that needs nothing else."""
     pytest.importorskip("matplotlib")  # of an optional extra
-    monkeypatch.setattr(cli.api, "default_model", lambda: flat_model(name))
+    monkeypatch.setattr(cli.api, "embedded_model", lambda _: flat_model(name))
     for suffix in (".png", ".html"):
-        text = invoke("profile", "default", folder, "--plot", tmp_path / f"plot{suffix}").stdout
+        text = invoke("profile", "person", folder, "--plot", tmp_path / f"plot{suffix}").stdout
         assert facts(text)["plot"] == str(tmp_path / f"plot{suffix}")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.format == "PNG"

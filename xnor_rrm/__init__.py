@@ -8,10 +8,10 @@ for frame in xnor_rrm.read_video("clip.avi"):
 
 from __future__ import annotations
 
-from .api import convert, default_model, load, read_video
+from .api import convert, embedded_model, load, read_video
 from .errors import XnorError
 from .model import Model
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "XnorError", "__version__", "convert", "default_model", "load", "read_video"]
+__all__ = ["Model", "XnorError", "__version__", "convert", "embedded_model", "load", "read_video"]

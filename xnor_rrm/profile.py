@@ -19,8 +19,8 @@ from .bench import Frame, Lane, bench
 from .errors import VideoError, XnorError
 from .model import BinaryConv2d, Model
 from .preprocess import Preprocessor
-from .report import PROFILE_COLUMNS, profile_facts, profile_rows, text_of, write_whole
-from .stats import flip_rate
+from .report import PROFILE_COLUMNS, profile_facts, profile_rows, short, text_of, write_whole
+from .stats import flip_rate, over_input
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,14 +123,8 @@ class _Watcher:
         return self._over_input([(self._flips[layer.inputs[0]], self._model.macs(layer)) for layer in binary])
 
     def _over_input(self, totals: list[tuple[Floats, int]]) -> Floats:
-        """Mean of maps of any size by their weights, over the frames, at the input's pixels."""
-        height, width, _ = self._model.input_shape
-        mean = np.zeros((height, width))
-        weights = sum(weight for _, weight in totals) * self.frames
-        for total, weight in totals:
-            rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), total.shape, strict=True))
-            mean += weight / max(weights, 1) * total[rows[:, None], columns]
-        return mean
+        """Mean over steps, by their weights, and over the frames."""
+        return over_input(totals, *self._model.input_shape[:2]) / max(self.frames, 1)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -196,7 +190,7 @@ def _draw_times(axes: Axes, profile: Profile) -> None:
     axes.legend(loc="lower right", ncols=2, frameon=False)
     speedup, names = (
         result["speedup"] or float("nan"),
-        f"{_short(result['model'], 40)} on {_short(result['video'], 40)}",
+        f"{short(result['model'], 40)} on {short(result['video'], 40)}",
     )
     axes.set_title(f"{names}: a cached frame is {speedup:.2f} times as fast as a dense one", loc="left")
 
@@ -235,7 +229,7 @@ def _draw_steps(axes: Axes, profile: Profile) -> None:
     names, dense, cached = zip(*bars, strict=True)
     axes.barh(places - 0.2, dense, 0.4, color=DENSE_COLOUR, label="dense")
     axes.barh(places + 0.2, cached, 0.4, color=CACHED_COLOUR, label="cached")
-    axes.set_yticks(places, [_short(name) for name in names])
+    axes.set_yticks(places, [short(name) for name in names])
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("ms a frame (median)")
@@ -243,12 +237,7 @@ def _draw_steps(axes: Axes, profile: Profile) -> None:
     first = max(steps, key=lambda step: step["cached_ms"])
     total = sum(step["cached_ms"] for step in steps)
     share = first["cached_ms"] / total if total else 0.0
-    axes.set_title(f"Time by step: {_short(first['name'])} takes {share:.0%} of the cached steps", loc="left")
-
-
-def _short(name: str, length: int = 28) -> str:
-    printable = "".join(c if c.isprintable() else "?" for c in name)
-    return printable if len(printable) <= length else f"{printable[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
+    axes.set_title(f"Time by step: {short(first['name'])} takes {share:.0%} of the cached steps", loc="left")
 
 
 _PAGE = """<!DOCTYPE html>

@@ -10,17 +10,20 @@ import csv
 import json
 import os
 import re
+import statistics
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from .decoding import Answer, Detections, KeyPoints
 from .kernels.frame import Kind
 from .model import INPUT, BinaryConv2d, Clip, Conv2d, Layer, Model, Sign, Upsample
 from .plan import describe
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
 
 #: Fields of one frame's record, in order: number from 0, class, its label and value, share of input bits
 #: flipped since the last frame (null for the first frame and in dense mode), milliseconds from raw frame
-#: to logits.
+#: to answer.
 RECORD = ("frame", "top1", "label", "score", "flip_rate", "ms")
+
+#: The same of detection and pose, with `coco_results` of the frame.
+COCO_RECORD = ("image_id", "annotations", "flip_rate", "ms")
 
 Rows = list[tuple[Any, ...]]
 
@@ -69,6 +75,12 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def short(name: str, length: int = 28) -> str:
+    """A name as pictures show it: printable, and of no more than so many characters."""
+    printable = "".join(c if c.isprintable() else "?" for c in name)
+    return printable if len(printable) <= length else f"{printable[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 class FrameProgress:
@@ -116,6 +128,42 @@ def most_seen(model: Model, classes: Counter[int], count: int = 3) -> str:
     """The most frequent answers with their share: "tabby, tabby cat 80%; lynx 20%"."""
     total = classes.total()
     return "; ".join(f"{label(model, c)} {n / total:.0%}" for c, n in classes.most_common(count))
+
+
+class Tally:
+    """What a network answers: of each frame as text and as a record, of all of them as facts."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._classes: Counter[int] = Counter()
+        self._shares: list[float] = []
+
+    def add(self, answer: Answer) -> str:
+        """One frame; in short "tabby", "person 3; dog 1" or "12 of 17 points"."""
+        if isinstance(answer, Detections):
+            self._shares.append(len(answer))
+            found = Counter(answer.classes.tolist()).most_common()
+            return "; ".join(f"{label(self._model, c)} {n}" for c, n in found) or "nothing"
+        if isinstance(answer, KeyPoints):
+            self._shares.append(float(answer.visible.mean()))
+            return f"{answer.visible.sum()} of {len(answer)} points"
+        top = int(answer.argmax())
+        self._classes[top] += 1
+        return label(self._model, top)
+
+    def record(self, number: int, answer: Answer) -> tuple[Any, ...]:
+        """The first fields of the frame's `RECORD` or `COCO_RECORD`."""
+        if isinstance(answer, Detections | KeyPoints):
+            return number, coco_results(answer, number)
+        top = int(answer.argmax())
+        return number, top, label(self._model, top), float(answer[top])
+
+    def facts(self) -> dict[str, Any]:
+        """top1 : `most_seen`.  detections : mean of a frame.  visible : mean share of the points."""
+        if self._model.task == "classification":
+            return {"top1": most_seen(self._model, self._classes)}
+        mean = round(statistics.fmean(self._shares), 5)
+        return {"detections" if self._model.task == "detection" else "visible": mean}
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -393,23 +441,48 @@ def _paths(shares: Mapping[str, float]) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
+def coco_results(answer: Detections | KeyPoints, image_id: int) -> list[dict[str, Any]]:
+    """The answer as entries of COCO's results format: one an object, or the person.
+
+    Pixels are rounded to 2 decimals, scores to 4; category_id is the class, counted from 1.
+    keypoints : x, y, v of each point, v = 2 where it is visible and else 0; their score is the visible ones'
+        mean, 0 if there are none.
+    """
+    if isinstance(answer, Detections):
+        corners = answer.boxes.astype(np.float64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).round(2).tolist()
+        scores = answer.scores.astype(np.float64).round(4).tolist()
+        return [
+            {"image_id": image_id, "category_id": number + 1, "bbox": box, "score": score}
+            for number, box, score in zip(answer.classes.tolist(), boxes, scores, strict=True)
+        ]
+    places = answer.points.astype(np.float64).round(2).tolist()
+    visible = answer.visible.tolist()
+    points = [number for (x, y), v in zip(places, visible, strict=True) for number in (x, y, 2 * v)]
+    seen = answer.scores[answer.visible].tolist()
+    score = round(statistics.fmean(seen), 4) if seen else 0.0
+    return [{"image_id": image_id, "category_id": 1, "keypoints": points, "score": score}]
+
+
 class ResultWriter:
     """Writes one record a frame to a .jsonl or .csv file, each flushed, so that what is written stays."""
 
     SUFFIXES = (".jsonl", ".csv")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fields: Sequence[str] = RECORD) -> None:
+        self._fields = fields
         self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
         self._csv = csv.writer(self._file, lineterminator="\n") if path.suffix == ".csv" else None
         if self._csv:
-            self._csv.writerow(RECORD)
+            self._csv.writerow(fields)
 
     def write(self, values: Iterable[Any]) -> None:
-        """values : as `RECORD` names them."""
+        """values : as `fields` names them."""
         if self._csv:
             self._csv.writerow(values)
         else:
-            self._file.write(json.dumps(dict(zip(RECORD, values, strict=True)), ensure_ascii=False) + "\n")
+            record = dict(zip(self._fields, values, strict=True))
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def __enter__(self) -> ResultWriter:
         return self

@@ -41,16 +41,35 @@ def flip_rate(stats: Iterable[LayerStats]) -> float:
     return sum(s.macs * s.flips / s.bits for s in binary) / total if total else 0.0
 
 
-class Disagreement:
-    """How far the answers of a stream with a threshold are from those on the whole frames."""
+def over_input(
+    maps: Iterable[tuple[npt.NDArray[Any], int]], height: int, width: int
+) -> npt.NDArray[np.float64]:
+    """Mean of maps of any size by their weights, each spread over the input's height x width pixels.
 
-    def __init__(self) -> None:
+    maps : [h, w] of a step each, and its weight. 0 everywhere where no step has one.
+    """
+    mean, weights = np.zeros((height, width)), 0
+    for values, weight in maps:
+        rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), values.shape, strict=True))
+        mean += weight * values[rows[:, None], columns]
+        weights += weight
+    return mean / max(weights, 1)
+
+
+class Disagreement:
+    """How far the answers of a stream with a threshold are from those on the whole frames.
+
+    classify : whether the answers are classes, of which the first is compared.
+    """
+
+    def __init__(self, classify: bool = True) -> None:
+        self._classify = classify
         self._held: list[float] = []
         self._others = 0
         self._largest = 0.0
 
     def add(self, held: float, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> None:
-        """One frame.  held : `Stream.held_back`.  ours, theirs : logits with the threshold, and without."""
+        """One frame.  held : `Stream.held_back`.  ours, theirs : its `values`, and those of all changes."""
         self._held.append(held)
         self._others += int(ours.argmax() != theirs.argmax())
         self._largest = max(self._largest, float(np.abs(ours - theirs).max()))
@@ -60,8 +79,9 @@ class Disagreement:
         logit_difference : the largest. Each None without frames.
         """
         frames = len(self._held)
+        others = round(self._others / frames, 5) if frames else None
         return {
             "held_back": round(sum(self._held) / frames, 5) if frames else None,
-            "other_top1": round(self._others / frames, 5) if frames else None,
+            **({"other_top1": others} if self._classify else {}),
             "logit_difference": self._largest if frames else None,
         }

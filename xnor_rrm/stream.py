@@ -102,7 +102,11 @@ class Stream:
         Returns `Detections` or `KeyPoints` in pixels of the frame; of a classifier what `values` returns.
         Raises FrameError for anything else; the next good frame then starts afresh.
         """
-        values, decoding = self.values(frame), self.model.decoding
+        return self.answer(self.values(frame))
+
+    def answer(self, values: npt.NDArray[np.float32]) -> Answer:
+        """What `__call__` makes of the last frame's `values`."""
+        decoding = self.model.decoding
         if decoding is None:
             return values
         return decoding.decode(values.reshape(self.model.output_shape), self._preprocess.placement)

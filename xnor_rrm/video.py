@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class VideoReader:
     source : path of a video file or of a folder of images (read in name order, frame2 before frame10), or
         a camera's number (Video4Linux; 0 and "0" are the same).
     frame_count : how many frames the source claims to hold; None where it does not say.
+    rate : frames a second as a file claims; None where it does not say, of folders and of cameras.
     skipped : what the latest pass could not decode, in order; `on_skip` is told of each as it happens.
         Frames that the decoder patched up are skipped too. They count from 0, skipped ones included.
 
@@ -53,6 +55,7 @@ class VideoReader:
     def __init__(self, source: str | Path | int, on_skip: Callable[[Skipped], object] | None = None) -> None:
         self.source = str(source)
         self.frame_count: int | None = None
+        self.rate: Fraction | None = None
         self.skipped: list[Skipped] = []
         self._on_skip = on_skip
         self._open: Callable[[], Iterator[Frame | Skipped]]
@@ -68,7 +71,7 @@ class VideoReader:
         else:
             container, stream = _open_file(path)
             with closing(container):
-                self.frame_count = _frame_count(stream)
+                self.frame_count, self.rate = _frame_count(stream), stream.average_rate or None
             self._open = lambda: _decode(*_open_file(path))
 
     def __iter__(self) -> Iterator[Frame]:
