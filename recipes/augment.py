@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
-from training import MEAN
+from training import FILL
 
 Array = npt.NDArray[np.float32]
 Frame = npt.NDArray[np.uint8]
 Rng = np.random.Generator
 
-#: What lies outside a frame: the mean, 0 once normalised.
-FILL = tuple(round(value) for value in MEAN)
+
+#: Folders of pictures that have nothing to do with each other.
+STILLS = ("imagenet_sample224",)
 
 
 @dataclass
@@ -34,6 +35,10 @@ class Clip:
         frames = np.load(folder / f"{name}.frames.npy", mmap_mode="r")
         persons, points = (np.load(folder / f"{name}.{kind}.npy") for kind in ("persons", "points"))
         return cls(name, frames, persons, points)
+
+    def after(self, frame: int) -> int:
+        """The frame after that one; the same where it is the last, or pictures are no clip."""
+        return frame if self.name in STILLS else min(frame + 1, len(self.frames) - 1)
 
     def persons_in(self, frame: int) -> Array:
         """float32[M, 5]: x0, y0, x1, y1, score."""
@@ -115,12 +120,12 @@ def relight(image: Image.Image, rng: Rng, strength: float = 1.0) -> Image.Image:
     return image.point(table.round().clip(0, 255).astype(int).ravel().tolist())
 
 
-def recolour(image: Image.Image, rng: Rng) -> Frame:
-    """Another camera's colours, light, sharpness and noise."""
+def recolour(image: Image.Image, rng: Rng, grain: Rng) -> Frame:
+    """Another camera's colours, light, sharpness and noise; the noise itself is drawn from `grain`."""
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.5)))
     result = np.array(relight(image, rng))
-    if rng.random() < 0.3:
-        noise = rng.normal(0, rng.uniform(1, 8), result.shape[:2]).astype(np.int16)
+    if rng.random() < 0.5:
+        noise = grain.normal(0, rng.uniform(1, 8), result.shape[:2]).astype(np.int16)
         result = (result + noise[..., None]).clip(0, 255).astype(np.uint8)
     return result

@@ -1,6 +1,7 @@
 """Labels frames of clips for training: boxes of persons by FastestDet, 17 key points by SimplePose.
 
     python recipes/label.py --data FOLDER [--out CACHE/labels]
+    python recipes/label.py --data FOLDER --coco-only     # the .json files again, from the .npy files
 
 FOLDER is that of public networks and clips: `float/fastestdet/FastestDet.onnx`,
 `float/simplepose/deploy.onnx`, `video/`, `images/`. For each clip named in CLIPS the output holds
@@ -9,6 +10,10 @@ FOLDER is that of public networks and clips: `float/fastestdet/FastestDet.onnx`,
     NAME.persons.npy   float32[M, 6]: frame, x0, y0, x1, y1, score; pixels of those frames
     NAME.points.npy    float32[K, 57]: frame, box (4), score of the box, then x, y, score of each of 17
                        points; dance.mp4 has those of its label file, which were not made here
+    NAME.persons.json  the persons as COCO has them, for `xnor-rrm evaluate`: in pixels of the clip's own
+                       frames, with the uncertain ones as crowds
+    NAME.points.json   persons with key points, of frames with one person only: a pose network answers one
+    dance.mp4.points_last_third.json   of those, the part that no network is trained on
 
 A box with a score below SURE is no label but a place where training neither rewards nor punishes an answer.
 The teachers run once, on one thread, in OpenVINO; all of it takes a few minutes. None of it may be published.
@@ -17,9 +22,11 @@ The teachers run once, on one thread, in OpenVINO; all of it takes a few minutes
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +59,8 @@ SURE, MAYBE = 0.6, 0.35
 CLOSER = 0.85
 #: Clips of fixed cameras: what stands at one place in this part of the frames is a tripod or a cone.
 FIXED, STANDS = ("vtest.avi", "pets2001_ds3_cam1_jpg"), 0.2
+#: Least score of a key point that counts as seen, as train_pose.py has it.
+SEEN = 0.35
 #: Persons at least this many pixels high, in the clip's own frames, get key points.
 POINTS_FROM = 72
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -196,6 +205,11 @@ def doubt_what_stands(persons: Array, frames: int) -> None:
             row[5] = MAYBE
 
 
+def shrinking(frame: Frame) -> float:
+    """The factor by which frames of a clip are resized."""
+    return min(1.0, LONGEST / max(frame.shape[:2]))
+
+
 def label(data: Path, clip: str, out: Path) -> str:
     detector = FastestDet(data / "float/fastestdet/FastestDet.onnx")
     pose = SimplePose(data / "float/simplepose/deploy.onnx")
@@ -203,7 +217,7 @@ def label(data: Path, clip: str, out: Path) -> str:
     known = read_dance(data / "video/labels/dance.mp4.labels.slp") if dance else None
     frames, persons, points = [], [], []
     for number, frame in enumerate(read_frames(data / clip)):
-        factor = min(1.0, LONGEST / max(frame.shape[:2]))
+        factor = shrinking(frame)
         size = (round(frame.shape[1] * factor), round(frame.shape[0] * factor))
         frames.append(np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)))
         boxes = detector(frame)
@@ -229,6 +243,57 @@ def label(data: Path, clip: str, out: Path) -> str:
     )
 
 
+def annotation(row: Array, factor: float) -> dict[str, Any]:
+    """As COCO has it, of a row of NAME.persons.npy or NAME.points.npy, in pixels of frames not resized."""
+    x0, y0, x1, y1 = row[1:5].astype(float) / factor
+    box = {
+        "image_id": int(row[0]),
+        "category_id": 1,
+        "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
+        "area": round((x1 - x0) * (y1 - y0), 2),
+        "iscrowd": int(row[5] < SURE),
+    }
+    if len(row) == 6:
+        return box
+    points = row[6:].reshape(17, 3).astype(float)
+    seen = points[:, 2] >= SEEN
+    points[:, :2] = (points[:, :2] / factor).round(2)
+    points[:, 2] = 2
+    points[~seen] = 0
+    return {**box, "keypoints": points.ravel().tolist(), "num_keypoints": int(seen.sum())}
+
+
+def write_coco(data: Path, clip: str, out: Path) -> str:
+    """Writes the .json files of a clip that is labelled."""
+    folder, dance = out / stem(clip), clip.endswith("dance.mp4")
+    frame = next(read_frames(data / clip))
+    factor, (height, width) = shrinking(frame), frame.shape[:2]
+    count = len(np.load(f"{folder}.frames.npy", mmap_mode="r"))
+    persons, points = np.load(f"{folder}.persons.npy"), np.load(f"{folder}.points.npy")
+
+    def write(kind: str, frames: Iterable[int], rows: Sequence[Array]) -> None:
+        document = {
+            "images": [
+                {"id": i, "width": width, "height": height, "file_name": f"{i:06}.png"} for i in frames
+            ],
+            "annotations": [{"id": i, **annotation(row, factor)} for i, row in enumerate(rows, 1)],
+            "categories": [{"id": 1, "name": "person"}],
+        }
+        Path(f"{folder}.{kind}.json").write_text(json.dumps(document), encoding="utf-8")
+
+    write("persons", range(count), persons)
+    sure = persons[persons[:, 5] >= SURE]
+    _, first, times = np.unique(sure[:, 0], return_index=True, return_counts=True)
+    alone = {tuple(row[:5]) for row in sure[first[times == 1]]}
+    poses = [row for row in points if dance or tuple(row[:5]) in alone]
+    if poses:
+        write("points", [int(row[0]) for row in poses], poses)
+    if dance:
+        held_out = [row for row in poses if row[0] >= count * 2 // 3]
+        write("points_last_third", [int(row[0]) for row in held_out], held_out)
+    return f"{clip}: {len(persons)} boxes and {len(poses)} poses as COCO has them"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -236,10 +301,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=default_folder())
     parser.add_argument("--clips", nargs="*", default=CLIPS)
+    parser.add_argument("--coco-only", action="store_true", help="write the .json files again, no others")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for clip in args.clips:
-        print(label(args.data, clip, args.out), flush=True)
+        if not args.coco_only:
+            print(label(args.data, clip, args.out), flush=True)
+        print(write_coco(args.data, clip, args.out), flush=True)
 
 
 if __name__ == "__main__":

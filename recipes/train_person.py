@@ -8,48 +8,47 @@ Targets and losses follow CenterNet and TTFNet (Liu et al., 2020): a Gaussian at
 focal loss, and the distances to the box's four sides, learnt by IoU wherever that Gaussian is not small.
 
 Output, by cell of 8x8 pixels: a logit, and the logarithms of the distances from the cell's middle to the
-left, top, right and bottom side, in cells. `decode` makes boxes of it. The network is trained on 192x320 and
-runs at any multiple of 32.
+left, top, right and bottom side, in cells; xnor_rrm.decoding.BoxDecoding makes boxes of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from augment import FILL, Array, Clip, Frame, Rng, View, log_uniform, recolour, relight
-from binary import Body
-from label import PERSON_HELD_OUT, PERSON_TRAIN, SURE, default_folder, overlap, stem, suppress
+from augment import Array, Clip, Frame, Rng, View, log_uniform, recolour, relight
+from binary import Body, head, split_cells
+from label import PERSON_HELD_OUT, PERSON_TRAIN, SURE, default_folder, overlap, stem
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from training import MEAN, STD, Batch, arguments, normalise, train
+from training import Batch, arguments, input_rule, outputs_of, train, truth_of
 
-from xnor_rrm.model import InputRule
+from xnor_rrm import evaluate as scoring
+from xnor_rrm.decoding import BoxDecoding, Placement
+from xnor_rrm.preprocess import Preprocessor
 
 SIZE, CELL = (192, 320), 8
 CELLS = (SIZE[0] // CELL, SIZE[1] // CELL)
-RULE = InputRule(crop=SIZE, resize=0, mean=MEAN, std=STD)
+DECODING = BoxDecoding(cell=CELL, split=2)
 #: How often each clip is drawn: by what there is to learn from it.
 SHARES = {"vtest.avi": 6, "imagenet_sample224": 3, "bikes.mp4": 2, "biking.avi": 1.5, "highway.mp4": 1.5}
 
 
 class PersonDetector(nn.Module):
-    """float[N, 3, H, W] normalised -> float[N, 5, H / 8, W / 8]."""
+    """float[N, 3, H, W] normalised -> float[N, 20, H / 16, W / 16]: five values for each of 2x2 cells."""
 
     def __init__(self, *, binary: bool = True) -> None:
         super().__init__()
-        self.body = Body(middle=0, low=2, binary=binary)
-        self.head = nn.Conv2d(64, 5, 1)
+        self.body, self.head = Body(binary=binary), head(5)
         with torch.no_grad():
-            self.head.weight.normal_(0, 0.01)
-            self.head.bias.copy_(torch.tensor([-4.0, 0.5, 0.5, 0.5, 0.5]))
+            self.head.bias.copy_(torch.tensor([-4.0, 0.5, 0.5, 0.5, 0.5]).repeat(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x)[1])
+        return self.head(self.body(x))
 
 
 # Samples
@@ -102,23 +101,29 @@ def paste_person(image: Image.Image, boxes: Array, clips: Sequence[Clip], rng: R
     return np.concatenate([boxes, new[None]])
 
 
-def sample(clips: Sequence[Clip], rng: Rng) -> tuple[Frame, Array]:
-    """An image and its boxes float32[M, 5], uncertain ones among them."""
+def sample(clips: Sequence[Clip], rng: Rng) -> list[tuple[Frame, Array]]:
+    """Two images, a frame and the next one seen alike, and the boxes float32[M, 5] of each, uncertain too."""
     shares = np.array([SHARES.get(each.name, 1.0) for each in clips])
     clip = clips[rng.choice(len(clips), p=shares / shares.sum())]
     frame = int(rng.integers(len(clip.frames)))
-    persons = clip.persons_in(frame)
-    view = random_view(clip, persons, rng)
-    image, boxes = view(clip.frames[frame]), view.boxes(persons)
-    whole = (persons[:, 2:4] - persons[:, :2]).prod(1) * abs(np.linalg.det(view.matrix[:, :2]))
-    left = (boxes[:, 2:4] - boxes[:, :2]).prod(1)
-    boxes = boxes[left > 0.1 * whole]
-    boxes[(left < 0.5 * whole)[left > 0.1 * whole], 4] = 0  # mostly cut off: uncertain
+    view = random_view(clip, clip.persons_in(frame), rng)
     givers = [each for each in clips if (each.persons[:, 5] >= SURE + 0.05).sum() > 50]
-    if givers and rng.random() < (0.3 if (boxes[:, 4] >= SURE).any() else 0.7):
-        for _ in range(rng.integers(1, 4)):
-            boxes = paste_person(image, boxes, givers, rng)
-    return recolour(image, rng), boxes
+    crowd, chance, *seeds = int(rng.integers(1, 4)), rng.random(), *rng.integers(1 << 62, size=2)
+    pair = []
+    for number in (frame, clip.after(frame)):
+        persons = clip.persons_in(number)
+        image, boxes = view(clip.frames[number]), view.boxes(persons)
+        whole = (persons[:, 2:4] - persons[:, :2]).prod(1) * abs(np.linalg.det(view.matrix[:, :2]))
+        left = (boxes[:, 2:4] - boxes[:, :2]).prod(1)
+        boxes = boxes[left > 0.1 * whole]
+        boxes[(left < 0.5 * whole)[left > 0.1 * whole], 4] = 0  # mostly cut off: uncertain
+        again = np.random.default_rng(seeds[0])
+        if not pair:
+            pasted = bool(givers) and chance < (0.3 if (boxes[:, 4] >= SURE).any() else 0.7)
+        for _ in range(crowd * pasted):
+            boxes = paste_person(image, boxes, givers, again)
+        pair.append((recolour(image, np.random.default_rng(seeds[1]), rng), boxes))
+    return pair
 
 
 # Targets and losses
@@ -170,6 +175,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 def loss(output: Tensor, batch: Batch) -> dict[str, Tensor]:
     _, heat, sides, counts = batch
+    output = split_cells(output)
     logit = output[:, 0]
     p = logit.sigmoid()
     centre = (heat >= 0.999).float()
@@ -183,88 +189,40 @@ def loss(output: Tensor, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-# Answers, and how good they are
-
-
-def decode(output: Tensor, threshold: float = 0.05, most: int = 100) -> list[Array]:
-    """By image, float32[M, 5]: boxes in pixels and scores, of local maxima less doubles."""
-    score = output[:, 0].sigmoid()
-    peak = functional.max_pool2d(score[:, None], 3, 1, 1)[:, 0] == score
-    rows = torch.cat([boxes_of(output[:, 1:]), score[:, None]], 1).permute(0, 2, 3, 1)
-    found = []
-    for each, keep in zip(rows, peak & (score >= threshold), strict=True):
-        boxes = each[keep]
-        found.append(suppress(boxes[boxes[:, 4].argsort(descending=True)[:most]].numpy(), 0.5, 0.9))
-    return found
-
-
-def average_precision(found: list[Array], truth: list[Array], at: float = 0.5) -> float:
-    """AP at an IoU, as COCO has it (101 points of recall), uncertain labels ignored as its crowds are.
-
-    found, truth : by image, float32[M, 5] with scores; labels below SURE are uncertain.
-    """
-    hits: list[tuple[float, bool]] = []
-    for boxes, labels in zip(found, truth, strict=True):
-        sure, crowd = labels[labels[:, 4] >= SURE], labels[labels[:, 4] < SURE]
-        free = np.ones(len(sure), bool)
-        for box in boxes[np.argsort(-boxes[:, 4], kind="stable")]:
-            iou = overlap(box, sure)[0] * free if len(sure) else np.zeros(1)
-            if iou.max() >= at:
-                free[iou.argmax()] = False
-                hits.append((float(box[4]), True))
-            elif not len(crowd) or inside(box, crowd).max() < at:
-                hits.append((float(box[4]), False))
-    total = sum(int((labels[:, 4] >= SURE).sum()) for labels in truth)
-    if not hits or not total:
-        return 0.0
-    order = np.array([hit for _, hit in sorted(hits, key=lambda each: -each[0])])
-    right = order.cumsum()
-    recall, precision = right / total, right / np.arange(1, len(order) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, np.linspace(0, 1, 101))
-    return float(np.where(places < len(order), precision[places.clip(max=len(order) - 1)], 0).mean())
-
-
-def inside(box: Array, crowds: Array) -> npt.NDArray[np.float64]:
-    """The part of a box that lies in each of some others."""
-    low, high = np.maximum(box[:2], crowds[:, :2]), np.minimum(box[2:4], crowds[:, 2:4])
-    part: npt.NDArray[np.float64] = (high - low).clip(0).prod(1) / ((box[2:4] - box[:2]).prod() + 1e-9)
-    return part
-
-
-def letterbox(frame: Frame) -> Frame:
-    """A frame in the middle of the input, its aspect ratio kept, resized as the library does it."""
-    height, width = frame.shape[:2]
-    scale = min(SIZE[0] / height, SIZE[1] / width)
-    size = (round(width * scale), round(height * scale))
-    canvas = Image.new("RGB", SIZE[::-1], FILL)
-    corner = ((SIZE[1] - size[0]) // 2, (SIZE[0] - size[1]) // 2)
-    canvas.paste(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR), corner)
-    return np.asarray(canvas)
+# How good answers are
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, clips: Sequence[Clip], every: int = 5) -> dict[str, float]:
     """AP50 on every fifth frame of each clip against the teacher, and the mean over clips."""
-    figures = {}
+    decoding, prepare, figures = (
+        replace(DECODING, threshold=scoring.LEAST_SCORE),
+        Preprocessor(input_rule(SIZE)),
+        {},
+    )
     for clip in clips:
-        numbers = range(0, len(clip.frames), every)
-        view = View.whole(*clip.frames.shape[1:3], SIZE)
-        truth = [view.boxes(clip.persons_in(number)) for number in numbers]
-        images = torch.from_numpy(np.stack([letterbox(clip.frames[number]) for number in numbers]))
-        found = [box for part in images.split(16) for box in decode(model(normalise(part)).float())]
-        figures[clip.name.split(".")[0]] = round(average_precision(found, truth), 4)
+        view, numbers = View.whole(*clip.frames.shape[1:3], SIZE), range(0, len(clip.frames), every)
+        boxes = [view.boxes(clip.persons_in(number)) for number in numbers]
+        labels = [[number, *box] for number, each in zip(numbers, boxes, strict=True) for box in each]
+        outputs = outputs_of(model, [prepare(clip.frames[number]).copy() for number in numbers])
+        found = {
+            number: decoding.decode(maps, Placement.whole(SIZE))
+            for number, maps in zip(numbers, outputs, strict=True)
+        }
+        truth = truth_of(clip.name, labels, numbers, SIZE)
+        figures[clip.name.split(".")[0]] = scoring.score(truth, found)["ap50"] or 0.0
     return {"ap50": round(float(np.mean(list(figures.values()))), 4), **figures}
 
 
 def make_batch(clips: Sequence[Clip], rng: Rng, size: int) -> Batch:
-    images, boxes = zip(*(sample(clips, rng) for _ in range(size)), strict=True)
+    pairs = zip(*(sample(clips, rng) for _ in range(size // 2)), strict=True)
+    images, boxes = zip(*(each for half in pairs for each in half), strict=True)
     planes = zip(*map(targets, boxes), strict=True)
     return (torch.from_numpy(np.stack(images)), *(torch.from_numpy(np.stack(each)) for each in planes))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, steps=4000, batch=24, lr=2e-3).parse_args(argv)
+    args = arguments(__doc__, steps=3000, batch=24, lr=2e-3, calm=2.0).parse_args(argv)
     labels: Path = args.labels or default_folder()
     training = [Clip.load(labels, stem(clip)) for clip in PERSON_TRAIN]
     held_out = [Clip.load(labels, stem(clip)) for clip in PERSON_HELD_OUT]
@@ -275,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         lambda rng, size: make_batch(training, rng, size),
         loss,
         lambda model: evaluate(model, held_out),
-        RULE,
+        SIZE,
+        decoding=DECODING,
+        labels=("person",),
     )
 
 

@@ -10,29 +10,40 @@ schedule.
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from binary import BinaryConv
+from binary import BinaryConv, Sign
+from label import annotation
 from torch import Tensor, nn
 
 from xnor_rrm import convert
+from xnor_rrm.evaluate import Truth
 from xnor_rrm.model import InputRule
 
 #: Input values: (v - mean) / std, v in 0..255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+#: Of v only the multiple of STEP is seen: most of a camera's noise is no change, so nothing is computed.
+STEP = 16
+#: What lies outside a frame. Model files have (v - FILL) / SCALE, whole numbers and a power of two, which the
+#: engine computes without a table: `export` moves the difference into the first layer.
+FILL, SCALE = (124, 116, 104), 64.0
 
 Batch = tuple[Tensor, ...]
 
 
 def arguments(description: str | None, **defaults: float) -> argparse.ArgumentParser:
-    """The options that every recipe has; `defaults` are those of steps, batch and lr."""
+    """The options that every recipe has; `defaults` are those of steps, batch, lr and calm."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,13 +58,16 @@ def arguments(description: str | None, **defaults: float) -> argparse.ArgumentPa
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps between validations")
     parser.add_argument("--minutes", type=float, default=3, help="between checkpoints")
+    parser.add_argument(
+        "--calm", type=float, default=defaults["calm"], help="weight of changes between frames"
+    )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 layers, but for the last fifth")
     return parser
 
 
 def normalise(images: Tensor) -> Tensor:
     """uint8[N, H, W, 3] -> float32[N, 3, H, W], in memory as it was."""
-    values = (images.float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    values = ((images - images % STEP).float() - torch.tensor(MEAN)) / torch.tensor(STD)
     return values.permute(0, 3, 1, 2)
 
 
@@ -83,13 +97,15 @@ def train(
     batch: Callable[[np.random.Generator, int], Batch],
     loss: Callable[[Tensor, Batch], dict[str, Tensor]],
     evaluate: Callable[[nn.Module], dict[str, float]],
-    rule: InputRule,
+    size: tuple[int, int],
+    **about: Any,
 ) -> nn.Module:
     """A trained network, after args.steps steps, from the checkpoint in args.out where there is one.
 
     make : the network at random weights.  batch : of a generator and a size, images uint8[N, H, W, 3] and
-    targets. loss : of the network's output and the batch, its terms, to be added up.  evaluate : figures of
-    the network on frames held out.  rule : the input rule of the model file.
+    targets; the second half are those of the first half a frame later.  loss : of the network's output and
+    the batch, its terms, to be added up.  evaluate : figures of the network on frames held out.
+    size : (height, width) of the input.  about : fields of the model file, such as its decoding.
     """
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -120,6 +136,7 @@ def train(
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
         curve_file.write_text(json.dumps(curve, indent=1) + "\n")
 
+    seen = watch_signs(model)
     sums: dict[str, float] = {}
     started = saved_at = time.monotonic()
     done = 0
@@ -130,7 +147,7 @@ def train(
         data = batch(np.random.default_rng([args.seed, step]), args.batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16 and step < 0.8 * args.steps):
             output = model(normalise(data[0]))
-        terms = loss(output.float(), data)
+        terms = {**loss(output.float(), data), "change": args.calm * change(seen)}
         optimizer.zero_grad(set_to_none=True)
         sum(terms.values(), torch.zeros(())).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -157,16 +174,68 @@ def train(
     model.eval()
     torch.save(model.state_dict(), args.out / f"{name}.pth")
     draw_curve(curve, args.out / "curve.png")
-    export(model, rule, name, args.out / f"{name}.xnor")
+    export(model, args.out / f"{name}.xnor", size, name=name, **about)
     return model
 
 
-def export(model: nn.Module, rule: InputRule, name: str, path: Path) -> None:
-    """The network as a model file of the engine."""
-    import dataclasses
+def watch_signs(model: nn.Module) -> list[Tensor]:
+    """A list to which every forward pass adds what each sign (or clip, of a float twin) is given."""
+    seen: list[Tensor] = []
 
-    converted = convert(model.to(memory_format=torch.contiguous_format), input=rule)
-    dataclasses.replace(converted, name=name).save(path)
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if model.training:
+            seen.append(inputs[0])
+
+    for module in model.modules():
+        if isinstance(module, Sign | nn.Hardtanh):
+            module.register_forward_pre_hook(note)
+    return seen
+
+
+def change(seen: list[Tensor]) -> Tensor:
+    """By how much values between -1 and 1 change from a frame to the next: mean over signs; empties the list.
+
+    Where it is small few bits flip. A value further from 0 than 1 costs nothing, so that it also draws values
+    away from where a sign changes.
+    """
+    halves = [x.float().clamp(-1, 1).chunk(2) for x in seen]
+    seen.clear()
+    return torch.stack([(now - after).abs().mean() for now, after in halves]).mean()
+
+
+def input_rule(size: tuple[int, int]) -> InputRule:
+    """Whole frames of any size."""
+    return InputRule(size, 0, FILL, (SCALE,) * 3, "area", fit="letterbox", step=STEP)
+
+
+def outputs_of(model: nn.Module, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    """float32[N, h, w, C] of uint8[H, W, 3] each, as the engine has them."""
+    parts = torch.from_numpy(np.stack(images)).split(16)
+    outputs = torch.cat([model(normalise(part)).float() for part in parts])
+    return outputs.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def truth_of(
+    name: str, rows: Sequence[Sequence[float]], frames: Iterable[int], size: tuple[int, int]
+) -> Truth:
+    """Labels for `xnor_rrm.evaluate.score`: rows as label.py has them, in pixels of images of a size."""
+    labels = [annotation(np.array(row, np.float32), 1.0) for row in rows]
+    numbered = tuple({"id": i, "num_keypoints": 0, **each} for i, each in enumerate(labels, 1))
+    return Truth(name, dict.fromkeys(frames, size), (1,), numbered)
+
+
+def export(model: nn.Module, path: Path, size: tuple[int, int], **about: Any) -> None:
+    """The network as a model file of the engine."""
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    conv, bn = list(model.modules())[2:4]  # behind the network and its body
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(bn, nn.BatchNorm2d)
+    weight, mean, std = conv.weight.double(), torch.tensor(MEAN).double(), torch.tensor(STD).double()
+    offset = ((torch.tensor(FILL) - mean) / std).view(1, 3, 1, 1)
+    with torch.no_grad():
+        bn.running_mean -= (weight * offset).sum((1, 2, 3)).float()
+        conv.weight.copy_(weight * (SCALE / std).view(1, 3, 1, 1))
+    dataclasses.replace(convert(model, input=input_rule(size)), **about).save(path)
 
 
 def draw_curve(curve: list[dict[str, float]], path: Path) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from xnor_rrm import load
+from xnor_rrm.decoding import Placement
 
 torch = pytest.importorskip("torch")  # of an optional extra
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
-import label  # noqa: E402
-import train_person  # noqa: E402
-import train_pose  # noqa: E402
-from training import MEAN, STD  # noqa: E402
+import label  # noqa: E402  # needs torch, or is skipped
+import train_person  # noqa: E402  # needs torch, or is skipped
+import train_pose  # noqa: E402  # needs torch, or is skipped
+import training  # noqa: E402  # needs torch, or is skipped
+from augment import Clip  # noqa: E402  # needs torch, or is skipped
+from training import MEAN, STD, STEP  # noqa: E402  # needs torch, or is skipped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,11 +68,14 @@ def test_two_steps_end_in_a_file_that_computes_what_torch_does(
     network.load_state_dict(torch.load(weights, weights_only=True))
     model = load(weights.with_suffix(".xnor"))
     frame = np.random.default_rng(1).integers(0, 256, (*recipe.SIZE, 3), dtype=np.uint8)
-    x = ((frame - np.array(MEAN)) / np.array(STD)).astype(np.float32).transpose(2, 0, 1)
+    x = ((frame // STEP * STEP - np.array(MEAN)) / np.array(STD)).astype(np.float32).transpose(2, 0, 1)
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(x[None]))[0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(model.stream("dense")(frame).reshape(expected.shape), expected, atol=1e-4)
-    assert weights.with_suffix(".xnor").stat().st_size < (4_000_000 if twin else 1_500_000)
+    values = model.stream("dense").values(frame).reshape(expected.shape)
+    # a sign within rounding of its limit may turn
+    assert np.quantile(np.abs(values - expected), 1 if twin else 0.98) < 1e-4
+    assert (model.task, model.plan.steps[0]["line"] >= 0) == (recipe.DECODING.task, True)
+    assert weights.with_suffix(".xnor").stat().st_size < (10_000_000 if twin else 1_500_000)
 
 
 @RECIPES
@@ -92,6 +101,12 @@ def test_an_interrupted_run_ends_as_it_would_have(
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def joined(cells: Any) -> Any:
+    """Maps (C, 2 h, 2 w) of cells as a network's output (h, w, 4 C)."""
+    c, h, w = cells.shape
+    return cells.reshape(c, h // 2, 2, w // 2, 2).transpose(1, 3, 2, 4, 0).reshape(h // 2, w // 2, 4 * c)
+
+
 def test_boxes_come_back_from_their_targets() -> None:
     boxes = np.array([[10, 20, 40, 100, 0.9], [200, 30, 310, 185, 0.9], [120, 60, 131, 92, 0.9]], np.float32)
     heat, sides, counts = train_person.targets(np.vstack([boxes, [[60, 8, 90, 60, 0.4]]]).astype(np.float32))
@@ -99,27 +114,11 @@ def test_boxes_come_back_from_their_targets() -> None:
     y, x = np.mgrid[: heat.shape[0], : heat.shape[1]] * 8.0 + 4
     distances = np.stack([x - sides[0], y - sides[1], sides[2] - x, sides[3] - y]) / 8
     raw = np.vstack([np.log(heat[None] + 1e-6) - np.log(1 - heat[None] + 1e-3), np.log(distances.clip(0.1))])
-    (found,) = train_person.decode(torch.from_numpy(raw[None].astype(np.float32)), 0.9)
+    decoding = replace(train_person.DECODING, threshold=0.9)
+    found = decoding.decode(joined(raw).astype(np.float32), Placement.whole(train_person.SIZE))
     assert len(found) == 3
     for box in boxes:
-        assert np.abs(found[:, :4] - box[:4]).max(1).min() < 0.01
-
-
-def test_average_precision_is_that_of_a_case_worked_out_by_hand() -> None:
-    truth = np.array([[0, 0, 10, 10, 1], [50, 0, 60, 10, 1], [80, 80, 99, 99, 0.4]], np.float32)
-    found = np.array(
-        [
-            [0, 0, 10, 9, 0.9],  # right
-            [0, 1, 10, 10, 0.8],  # the same one again: wrong
-            [80, 80, 99, 99, 0.7],  # uncertain: neither
-            [50, 0, 60, 10, 0.6],  # right
-        ],
-        np.float32,
-    )
-    # precision 1 up to recall 1/2 (51 of 101 points), 2/3 for the rest
-    expected = (51 + 50 * 2 / 3) / 101
-    assert train_person.average_precision([found], [truth]) == pytest.approx(expected)
-    assert train_person.average_precision([found[:0]], [truth]) == 0
+        assert np.abs(found.boxes - box[:4]).max(1).min() < 0.01
 
 
 def test_points_come_back_from_their_heat_maps() -> None:
@@ -130,21 +129,30 @@ def test_points_come_back_from_their_heat_maps() -> None:
     assert counts.ravel()[[2, 3, 4]].tolist() == [1, 0, 1]
     assert not heat[3].any()
     assert not heat[4].any()
-    found = train_pose.decode(torch.from_numpy(heat[None]))[0]
+    found = train_pose.DECODING.decode(joined(heat), Placement.whole(train_pose.SIZE))
     seen = points[:, 2] == 1
-    assert np.abs(found[seen, :2] - points[seen, :2]).max() <= 1.01  # a quarter of a cell of four pixels
+    assert np.abs(found.points[seen] - points[seen, :2]).max() <= 1.0  # an eighth of a cell
+    assert found.visible.tolist() == seen.tolist()
 
 
-def test_correct_points_are_counted_by_the_torso() -> None:
-    truth = np.ones((2, 17, 3), np.float32)
-    truth[:, :, :2] = np.arange(17)[None, :, None] * 10
-    torso = np.hypot(70, 70)  # from point 5 to point 12
-    truth[0, 0, 2] = 0  # not seen
-    truth[1, 12, 2] = 0  # no torso: the whole frame is left out
-    found = truth.copy()
-    found[0, 1, 0] += 0.19 * torso
-    found[0, 2, 0] += 0.21 * torso
-    assert train_pose.correct_points(found, truth) == pytest.approx(15 / 16)
+def test_a_pair_is_a_frame_and_the_next_one_seen_alike(labels: Path) -> None:
+    """The boxes are at one place, because the invented person does not move; the frames are noise."""
+    for recipe, clips in (
+        (train_person, [Clip.load(labels, "vtest.avi")]),
+        (train_pose, train_pose.training_clips(labels)[:1]),
+    ):
+        images, *targets = recipe.make_batch(clips, np.random.default_rng(5), 8)
+        first, second = images[:4].numpy(), images[4:].numpy()
+        assert (first != second).any(axis=(1, 2, 3)).all()
+        if recipe is train_person:
+            assert torch.equal(targets[0][:4], targets[0][4:])
+
+
+def test_change_is_the_mean_over_signs_of_values_held_within_one() -> None:
+    first, second = torch.tensor([[0.5, 3.0]]), torch.tensor([[-0.5, 2.0]])
+    seen = [torch.cat([first, second]), torch.zeros(2, 7)]
+    assert training.change(seen).item() == pytest.approx((1.0 + 0.0) / 2 / 2)
+    assert not seen
 
 
 def test_what_stands_still_is_doubted() -> None:
@@ -154,3 +162,46 @@ def test_what_stands_still_is_doubted() -> None:
     label.doubt_what_stands(persons, 10)
     assert (persons[:10, 5] < label.SURE).all()
     assert (persons[10:, 5] >= label.SURE).all()
+
+
+@pytest.mark.parametrize("clip", ["video/vtest.avi", "video/dance.mp4"])
+def test_labels_are_written_as_coco_has_them(clip: str, tmp_path: Path) -> None:
+    """In pixels of the clip's own frames, here twice as large; poses of frames with one person."""
+    (tmp_path / clip).mkdir(parents=True)
+    Image.new("RGB", (1280, 768)).save(tmp_path / clip / "0.png")
+    place = (10, 20, 40, 100)
+    persons = [
+        *((0, *place, 0.9), (0, 60, 20, 80, 70, 0.4)),
+        *((1, *place, 0.9), (1, 60, 20, 80, 70, 0.7)),  # two
+        *((2, *place, 0.4), (2, 60, 20, 80, 70, 0.7)),  # one, but not that of the points
+        (5, *place, 0.9),
+    ]
+    points = np.ones((17, 3)) * (11.25, 30, 0.8)
+    points[3, 2] = 0.3
+    name = tmp_path / label.stem(clip)
+    np.save(f"{name}.frames.npy", np.zeros((6, 384, 640, 3), np.uint8))
+    np.save(f"{name}.persons.npy", np.array(persons, np.float32))
+    rows = [(frame, *place, 0.9, *points.ravel()) for frame in (0, 1, 2, 5)]
+    np.save(f"{name}.points.npy", np.array(rows, np.float32))
+    label.write_coco(tmp_path, clip, tmp_path)
+
+    def read(kind: str) -> Any:
+        return json.loads(Path(f"{name}.{kind}.json").read_text(encoding="utf-8"))
+
+    found = read("persons")
+    assert [(each["id"], each["width"], each["height"]) for each in found["images"]] == [
+        (i, 1280, 768) for i in range(6)
+    ]
+    assert [each["image_id"] for each in found["annotations"]] == [0, 0, 1, 1, 2, 2, 5]
+    assert [each["iscrowd"] for each in found["annotations"]] == [0, 1, 0, 0, 1, 0, 0]
+    first = found["annotations"][0]
+    assert (first["bbox"], first["area"], first["category_id"]) == ([20, 40, 60, 160], 9600, 1)
+    found, dance = read("points"), clip.endswith("dance.mp4")
+    assert [each["id"] for each in found["images"]] == ([0, 1, 2, 5] if dance else [0, 5])
+    assert [each["image_id"] for each in found["annotations"]] == [each["id"] for each in found["images"]]
+    first = found["annotations"][0]
+    assert (first["num_keypoints"], first["iscrowd"], first["area"]) == (16, 0, 9600)
+    assert first["keypoints"] == [22.5, 60, 2] * 3 + [0, 0, 0] + [22.5, 60, 2] * 13
+    assert Path(f"{name}.points_last_third.json").exists() == dance
+    if dance:
+        assert [each["id"] for each in read("points_last_third")["images"]] == [5]
