@@ -16,9 +16,7 @@ import xnor_rrm
 from xnor_rrm.model import InputRule, Model
 from xnor_rrm.preprocess import Preprocessor
 
-RULE = InputRule(
-    crop=(227, 227), resize=256, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
-)
+RULE = InputRule(crop=(227, 227), resize=256, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 def random_alexnet(frames: Iterable[Any], seed: int = 0) -> Model:

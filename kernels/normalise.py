@@ -162,9 +162,10 @@ def _let_through(
     mask: np.uint8,
 ) -> Any:
     """The pixels of which a channel differs by more than the threshold."""
-    count, held = 0, 0
+    count: Any = 0
+    held: Any = 0
     for p in range(len(changed)):
-        most = 0
+        most: Any = 0
         for i in range(channels * p, channels * (p + 1)):
             most = max(most, abs(np.intp(get(frame, i) & mask) - np.intp(get(last, i))))
         if most > threshold:

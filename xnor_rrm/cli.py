@@ -311,7 +311,8 @@ def demo(
         measured = profiling.profile(loaded, frames, max_frames, video=Path(reader.source).name)
     profiling.write_plot(page, measured)
     result = measured.result
-    answers = {name: seen[name] for name in ("top1", "detections", "visible") if name in seen}
+    told = ("top1", "detections", "visible")
+    answers: dict[str, Any] = {name: seen[name] for name in told if name in seen}
     show_facts(console, {**profile_facts(result), **answers, "annotated": drawn, "report": page})
     _require_identical(result)
     console.print(

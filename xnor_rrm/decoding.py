@@ -181,7 +181,8 @@ class PointDecoding:
             after = maps[y + dy * inside, x + dx * inside, points].astype(np.float64)
             bend = 2 * top - before - after
             steep = np.divide((after - before) / 2, bend, out=np.zeros(count), where=bend > 0)
-            return steep.clip(-0.5, 0.5)
+            held: npt.NDArray[np.float64] = steep.clip(-0.5, 0.5)
+            return held
 
         places = np.stack([x + shift(x, width, 0, 1), y + shift(y, height, 1, 0)], 1)
         scores = top.clip(0, 1).astype(np.float32)

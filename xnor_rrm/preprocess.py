@@ -48,7 +48,8 @@ class Preprocessor:
         self._size = (0, 0)
         self._resize: _Resize | _Average | None = None
         self._kept = self._filled = (slice(0), slice(0))
-        self._grey = self._colours = self._inner = np.empty(0, np.uint8)
+        self._grey = self._colours = np.empty(0, np.uint8)
+        self._inner: list[Frame] = []
         self._results = [np.empty((*rule.crop, rule.channels), np.uint8) for _ in range(2)]
         self.placement = Placement.whole(rule.crop)
 
@@ -69,12 +70,10 @@ class Preprocessor:
             kept = self._luminance(kept)
         if self._resize is None:
             result[self._filled] = kept
-        elif self._inner.size:
-            last, new = self._inner
-            np.copyto(new, last)
-            self._resize(kept, last, new)
-            result[self._filled] = new
-            self._inner = self._inner[::-1]
+        elif self._inner:
+            self._inner.reverse()
+            self._resize(kept, self._inner[1], self._inner[0])
+            result[self._filled] = self._inner[0]
         else:
             self._resize(kept, self._results[1], result)
         return result
@@ -82,7 +81,7 @@ class Preprocessor:
     @property
     def state_bytes(self) -> int:
         """Bytes of buffers."""
-        own = (*self._results, self._grey, self._colours, self._inner)
+        own = (*self._results, self._grey, self._colours, *self._inner)
         arrays = (*own, *(self._resize.buffers if self._resize else ()))
         return sum(array.nbytes for array in arrays)
 
@@ -110,7 +109,7 @@ class Preprocessor:
         place = tuple((a - b) // 2 for a, b in zip(crop, shown, strict=True))
         self._kept = _slices(corner, shown)
         self._filled = _slices(place, shown)
-        self._resize, self._inner = None, np.empty(0, np.uint8)
+        self._resize, self._inner = None, []
         if resized != (height, width):
             taps = _area_taps if rule.interpolation == "area" else _taps
             rows, columns = (
@@ -125,7 +124,7 @@ class Preprocessor:
             for result in self._results:
                 result[...] = fill
             if self._resize:
-                self._inner = np.empty((2, *shown, rule.channels), np.uint8)
+                self._inner = [np.empty((*shown, rule.channels), np.uint8) for _ in range(2)]
         if rule.channels == 1:
             self._grey = np.empty(height * width, np.uint8)
             self._colours = np.empty(3 * height * width, np.uint8)
