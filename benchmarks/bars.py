@@ -81,10 +81,13 @@ def rows(
     replay: Json | None,
     benches: Sequence[Json] = (),
     stems: Json | None = None,
+    evaluations: Sequence[Json] = (),
+    pipeline: Json | None = None,
 ) -> list[Sequence[str]]:
     """A row a bar, from results of run.py's parts; dashes where a bar was not measured."""
     bars = [
         *_network_bars(benches),
+        *_task_bars(benches, evaluations, pipeline or {"cases": {}}),
         *_stem_bars(stems or {"stems": []}),
         *_kernel_bars(kernels or {"layers": [], "geometric_means": {}}),
         *_replay_bars(replay or {"clips": {}}),
@@ -153,6 +156,41 @@ def _network_bars(benches: Sequence[Json]) -> list[Bar]:
             most=True,
         ),
     ]
+
+
+#: Scores of an evaluation, and how they are called.
+MEASURES = {"ap50": "AP50", "ap": "AP .5:.95", "pck": "PCK@0.2"}
+#: Network, clips, and dense / cached at least.
+TASK_SPEEDUPS = (("person", ("vtest.avi", "highway.mp4"), 3), ("pose", ("dance.mp4",), 2.5))
+#: Network, score, and its distance to the float twin's at most.
+DISTANCES = (("person", "ap50", 0.08), ("pose", "pck", 0.05))
+#: Frames a second from the file, at 768x576.
+PIPELINE, RATE = "person:vtest.avi", 300
+
+
+def _task_bars(benches: Sequence[Json], evaluations: Sequence[Json], pipeline: Json) -> list[Bar]:
+    speedups = {(b["model"], b["video"]): over(b, "dense_ms", "cached_ms") for b in benches}
+
+    def distance(evaluation: Json, score: str) -> float | None:
+        scores = {row["name"]: row.get(score) for row in evaluation["rows"]}
+        twin, binary = scores.get("float twin"), scores["binary dense"]
+        return None if twin is None or binary is None else float(twin - binary)
+
+    rate = pipeline["cases"].get(PIPELINE)
+    found = [
+        Bar(
+            f"dense / cached, {network}, {' and '.join(clips)}",
+            least,
+            _pick(min, lambda clip, network=network: speedups.get((network, clip)), clips),
+        )
+        for network, clips, least in TASK_SPEEDUPS
+    ]
+    for network, score, most in DISTANCES:
+        mine = {each["video"]: distance(each, score) for each in evaluations if each["model"] == network}
+        worst = _pick(max, lambda video, mine=mine: mine[video], mine) if mine else None
+        found.append(Bar(f"{MEASURES[score]} of the float twin less {network}'s", most, worst, most=True))
+    reached = (float(rate["frames_per_s"]), PIPELINE) if rate else None
+    return [*found, Bar("frames a second from the file, 768x576", RATE, reached)]
 
 
 def _stem_bars(stems: Json) -> list[Bar]:

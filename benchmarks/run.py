@@ -1,8 +1,10 @@
 """One command for all measurements; then it rewrites docs/benchmarks.md and the README's table.
 
-    python -m benchmarks.run [--only bench kernels replay stems] [--models ...] [--clips ...] [--frames N] ...
+    python -m benchmarks.run [--only bench pipeline ...] [--models ...] [--clips ...] [--frames N] ...
 
 bench    whole networks, dense against cached and other engines: results/bench_<model>_<clip>.json
+pipeline from a file to answers, on one core: results/pipeline.json
+accuracy embedded networks against their teachers: results/evaluate_<network>_<clip>.json
 kernels  every kernel on the shape files, against other engines: results/kernels.json
 replay   the kernels on what ResNet-18 feeds its layers (recorded first, if need be): results/replay.json
 stems    float convolutions of first layers, against PyTorch's: results/stems.json
@@ -21,7 +23,7 @@ from pathlib import Path
 if not __package__:  # started as a script: find the package `benchmarks`, not the modules beside this file
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks import kernels, output, record, replay, stems, tables
+from benchmarks import accuracy, kernels, output, pipeline, record, replay, stems, tables
 from benchmarks.layershapes import select
 from benchmarks.openvino_network import OpenVinoLane, OpenVinoNetwork
 from benchmarks.peers import OpenVino
@@ -31,7 +33,7 @@ from xnor_rrm.errors import XnorError
 from xnor_rrm.model import Model
 from xnor_rrm.video import VideoReader
 
-PARTS = ("bench", "kernels", "replay", "stems")
+PARTS = ("bench", "pipeline", "accuracy", "kernels", "replay", "stems")
 
 
 def openvino_network(name: str, model: Model) -> OpenVinoNetwork | None:
@@ -123,6 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if "bench" in options.only and clips:
         run_bench(options.models, clips, options.frames, options.results)
+    if "pipeline" in options.only and clips:
+        pipeline.main(["--results", str(options.results)])
+    if "accuracy" in options.only and clips:
+        accuracy.main(["--results", str(options.results)])
     limits = ["--rounds", str(options.rounds), "--seconds", str(options.seconds)]
     if "kernels" in options.only:
         select(options.shapes)  # a misspelt name is told before the long part

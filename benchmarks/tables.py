@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ From the raw frame to the logits; dense and cached streams take turns, and PyTor
 these two without resizing and cropping ("preprocess"). OpenVINO has the same graph, binary where ours is
 (`benchmarks/openvino_network.py`). *Overhead* is what is neither preprocessing nor in a step of the compiled
 plan: Python and dispatch, as a share of the cached frame.
+"""
+ACCURACY = """## Accuracy
+
+`xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that no network here
+was trained on. *Twin*: the same network in float, trained the same way.
+
+"""
+PIPELINE = """## From file to answers
+
+Decoding to RGB, a cached stream, boxes or key points, and COCO's records, on one core; frames a second of the
+whole loop, the parts as medians in milliseconds.
+
 """
 STEMS = """## Stems
 
@@ -72,17 +85,28 @@ Json = dict[str, Any]
 Row = Sequence[str]
 
 
-def load(results: Path) -> tuple[list[Json], Json | None, Json | None, Json | None]:
-    """(every bench_*.json in name order, kernels, replay and stems.json), None for what is not there."""
+@dataclass(frozen=True)
+class Results:
+    """What a folder holds: bench_*.json and evaluate_*.json in name order, None for what is not there."""
+
+    benches: list[Json]
+    evaluations: list[Json]
+    pipeline: Json | None
+    kernels: Json | None
+    replay: Json | None
+    stems: Json | None
+
+
+def load(results: Path) -> Results:
+    """The results of a folder."""
 
     def read(path: Path) -> Json:
         content: Json = json.loads(path.read_text(encoding="utf-8"))
         return content
 
-    benches = [read(path) for path in sorted(results.glob("bench_*.json"))]
-    others = (results / f"{name}.json" for name in ("kernels", "replay", "stems"))
-    kernels, replay, stems = (read(path) if path.exists() else None for path in others)
-    return benches, kernels, replay, stems
+    many = ([read(path) for path in sorted(results.glob(f"{name}_*.json"))] for name in ("bench", "evaluate"))
+    others = (results / f"{name}.json" for name in ("pipeline", "kernels", "replay", "stems"))
+    return Results(*many, *(read(path) if path.exists() else None for path in others))
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -156,8 +180,8 @@ BENCH_COLUMNS = (
 )
 
 
-#: The network whose rows the README shows; docs/benchmarks.md shows all.
-README_MODEL = "resnet18"
+#: The networks whose rows the README shows; docs/benchmarks.md shows all.
+README_MODELS = ("person", "pose", "resnet18")
 
 
 def bench_table(benches: Sequence[Json]) -> str:
@@ -196,6 +220,49 @@ def bench_section(benches: Sequence[Json]) -> str:
     last = max(benches, key=lambda b: str(b["date"]))
     made = made_by({**last, "command": commands.strip()})
     return f"{BENCH}\n{bench_table(benches)}\n{table(columns, rows)}\n{made}"
+
+
+def accuracy_section(evaluations: Sequence[Json]) -> str:
+    columns = ("network, clip", "frames", "scored by", "twin", "binary", "distance", "cached bits identical")
+    rows = []
+    for each in evaluations:
+        by_name = {row["name"]: row for row in each["rows"]}
+        for key, title in bars.MEASURES.items():
+            binary = by_name["binary dense"].get(key)
+            twin = by_name.get("float twin", {}).get(key)
+            if binary is None:
+                continue
+            scores = (f"{value:.3f}" if value is not None else "-" for value in (twin, binary))
+            distance = f"{twin - binary:.3f}" if twin is not None else "-"
+            identical = "yes" if each["identical"] else f"**no**, frame {each['first_difference']}"
+            rows.append(
+                (
+                    f"{each['model']}, {each['video']}",
+                    str(each["scored"]),
+                    title,
+                    *scores,
+                    distance,
+                    identical,
+                )
+            )
+    last = max(evaluations, key=lambda each: str(each["date"]))
+    commands = "\n".join(f"    {each['command']}" for each in evaluations)
+    return f"{ACCURACY}{table(columns, rows)}\n{made_by({**last, 'command': commands.strip()})}"
+
+
+def pipeline_section(pipeline: Json) -> str:
+    columns = ("network, clip", "frame size", "frames", "frames/s", "decode", "network", "records")
+    rows = [
+        (
+            case.replace(":", ", "),
+            each["size"],
+            str(each["frames"]),
+            f"{each['frames_per_s']:.0f}",
+            *(ms(each[f"{part}_ms"]) for part in ("decode", "network", "records")),
+        )
+        for case, each in pipeline["cases"].items()
+    ]
+    return f"{PIPELINE}{table(columns, rows)}\n{made_by(pipeline)}"
 
 
 def stems_section(stems: Json) -> str:
@@ -328,19 +395,24 @@ def _two(ratios: Json, rate: str) -> str:
 
 def document(results: Path) -> str:
     """The text of docs/benchmarks.md; sections without results are left out."""
-    benches, kernels, replay, stems = load(results)
+    r = load(results)
     sections = [HEADER]
-    if benches or kernels or replay or stems:
+    if any(vars(r).values()):
         text = BARS.format(quiet=bars.QUIET_BELOW)
-        sections.append(text + table(bars.COLUMNS, bars.rows(kernels, replay, benches, stems)))
-    if benches:
-        sections.append(bench_section(benches))
-    if stems:
-        sections.append(stems_section(stems))
-    if replay:
-        sections.append(replay_section(replay))
-    if kernels:
-        sections += [dense_section(kernels), cached_section(kernels), bounds_section(kernels)]
+        reached = bars.rows(r.kernels, r.replay, r.benches, r.stems, r.evaluations, r.pipeline)
+        sections.append(text + table(bars.COLUMNS, reached))
+    if r.benches:
+        sections.append(bench_section(r.benches))
+    if r.evaluations:
+        sections.append(accuracy_section(r.evaluations))
+    if r.pipeline:
+        sections.append(pipeline_section(r.pipeline))
+    if r.stems:
+        sections.append(stems_section(r.stems))
+    if r.replay:
+        sections.append(replay_section(r.replay))
+    if r.kernels:
+        sections += [dense_section(r.kernels), cached_section(r.kernels), bounds_section(r.kernels)]
     if len(sections) == 1:
         sections.append("No results are kept here yet; `make bench` takes them.\n")
     return "\n".join(sections)
@@ -348,8 +420,8 @@ def document(results: Path) -> str:
 
 def update_readme(readme: Path, results: Path) -> bool:
     """Replace what stands between the markers; where there are none, or no results, do nothing: False."""
-    benches = load(results)[0]
-    benches = [b for b in benches if b["model"] == README_MODEL] or benches
+    benches = load(results).benches
+    benches = [b for b in benches if b["model"] in README_MODELS] or benches
     text = readme.read_text(encoding="utf-8")
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)

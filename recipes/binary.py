@@ -41,11 +41,11 @@ class BinaryConv(nn.Conv2d):
         alpha = self.weight.abs().mean((1, 2, 3), keepdim=True)
         binary = torch.where(self.weight >= 0, alpha, -alpha)
         weight = self.weight + (binary - self.weight).detach() if self.training else binary
-        return functional.conv2d(x, weight, None, self.stride, self.padding)
+        return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
 
 
 class Body(nn.Sequential):
-    """Image to 256 channels at a sixteenth of its size, each of which has seen 140x140 pixels of it.
+    """Image to 256 channels at a sixteenth of its size, each of which has seen 140x140 pixels of it, or more.
 
     A float stem takes the image in patches of 4x4 pixels that do not overlap. Then there are signs alone
     between 3x3 layers, so what does not change stays local: a pixel is of one patch, and a changed sum that
@@ -56,17 +56,17 @@ class Body(nn.Sequential):
     LAYERS = ((128, 2), (128, 1), (256, 2), (256, 1), (256, 1), (256, 1))
     STEM, OUT = 64, 256
 
-    def __init__(self, *, binary: bool) -> None:
+    def __init__(self, *, binary: bool, dilations: tuple[int, ...] = (1, 1, 1, 1, 1, 1)) -> None:
         layers: list[nn.Module] = [
             nn.Conv2d(3, self.STEM, 4, stride=4, bias=False),
             nn.BatchNorm2d(self.STEM),
         ]
         cin = self.STEM
-        for cout, stride in self.LAYERS:
+        for (cout, stride), dilation in zip(self.LAYERS, dilations, strict=True):
             conv = BinaryConv if binary else nn.Conv2d
             layers += [
                 Sign() if binary else nn.Hardtanh(),
-                conv(cin, cout, 3, stride, padding=1, bias=False),
+                conv(cin, cout, 3, stride, padding=dilation, dilation=dilation, bias=False),
                 nn.BatchNorm2d(cout),
             ]
             cin = cout

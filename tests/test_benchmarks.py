@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from xnor_rrm.kernels import xnor
 from xnor_rrm.kernels.layer import VARIANTS, BinaryLayer, Variant
 
 from xnor_rrm.bench import bench
+from xnor_rrm.decoding import BoxDecoding
 from xnor_rrm.model import INPUT, Sign, Upsample, Window
 from xnor_rrm.preprocess import Preprocessor
 from xnor_rrm.stats import flip_rate
@@ -29,6 +32,7 @@ from benchmarks import (
     openvino_network,
     output,
     peers,
+    pipeline,
     record,
     replay,
     run,
@@ -450,7 +454,65 @@ def test_a_bar_without_all_its_cases_is_open():
     assert found["OpenVINO / dense, resnet18"] == ("2", "-", "-", "-")
 
 
+def evaluation(model, video, twin, binary, score):
+    rows = [{"name": "binary dense", score: binary}, {"name": "binary cached", score: binary}]
+    if twin is not None:
+        rows.insert(0, {"name": "float twin", score: twin})
+    made = {"date": "2026-01-01", "commit": "0", "command": "evaluate", "versions": {}}
+    machine = {"cpu": "x", "target": "y", "cores": 1, "load_average": None, "system": "z"}
+    facts = {"scored": 9, "identical": True, "rows": rows, "machine": machine}
+    return {"model": model, "video": video, **facts, **made}
+
+
+def test_bars_of_tasks_take_the_worst_clip():
+    benches = [
+        bench_of("person", "vtest.avi", cached_ms=1.0),
+        bench_of("person", "highway.mp4", cached_ms=2.0),
+        bench_of("pose", "dance.mp4", cached_ms=1.0),
+    ]
+    evaluations = [
+        evaluation("person", "a", 0.5, 0.45, "ap50"),
+        evaluation("person", "b", 0.5, 0.4, "ap50"),
+        evaluation("pose", "c", None, 0.9, "pck"),
+    ]
+    pipeline = {"cases": {"person:vtest.avi": {"frames_per_s": 310.0}}}
+    found = {row[0]: row[1:] for row in bars.rows(None, None, benches, None, evaluations, pipeline)}
+    assert found["dense / cached, person, vtest.avi and highway.mp4"] == ("3", "2", "highway.mp4", "**no**")
+    assert found["dense / cached, pose, dance.mp4"] == ("2.5", "4", "dance.mp4", "yes")
+    assert found["AP50 of the float twin less person's"] == ("at most 0.08", "0.1", "b", "**no**")
+    assert found["PCK@0.2 of the float twin less pose's"] == ("at most 0.05", "-", "-", "-")
+    assert found["frames a second from the file, 768x576"] == ("300", "310", "person:vtest.avi", "yes")
+
+
+def test_accuracy_is_told_with_the_twin_where_there_is_one(tmp_path):
+    for each in (evaluation("person", "a", 0.5, 0.45, "ap50"), evaluation("pose", "c", None, 0.9, "pck")):
+        output.write(tmp_path, f"evaluate_{each['model']}", each)
+    text = tables.document(tmp_path)
+    assert "| person, a | 9 | AP50 | 0.500 | 0.450 | 0.050 | yes |" in text
+    assert "| pose, c | 9 | PCK@0.2 | - | 0.900 | - | yes |" in text
+
+
 # --- the commands ---------------------------------------------------------------------------------
+
+
+def test_the_pipeline_is_timed_in_its_parts(tmp_path, monkeypatch):
+    from PIL import Image
+
+    clip, model = tmp_path / "clip", tmp_path / "tiny.xnor"
+    clip.mkdir()
+    for number, frame in enumerate(random_frames(np.random.default_rng(1), 6, 32, 48, "noise")):
+        Image.fromarray(frame).save(clip / f"{number}.png")
+    net = Builder(np.random.default_rng(0), 32, 48)
+    net.conv(net.affine(net.conv(INPUT, 40, Window((8, 8), (8, 8)))), 5, Window((1, 1)))
+    replace(net.model(), decoding=BoxDecoding(cell=8)).save(model)
+    cores = os.sched_getaffinity(0)
+    pipeline.main([f"{model}:{clip}", "--frames", "4", "--results", str(tmp_path)])
+    assert os.sched_getaffinity(0) == cores
+    (case,) = json.loads((tmp_path / "pipeline.json").read_text())["cases"].values()
+    assert (case["frames"], case["size"]) == (4, "48x32")
+    seconds = 4 / case["frames_per_s"]
+    assert 0 < case["decode_ms"] + case["network_ms"] + case["records_ms"] < 1e3 * seconds
+    assert "48x32" in tables.document(tmp_path)
 
 
 def test_kernels_write_their_results(shape_folder, tmp_path):
