@@ -10,6 +10,8 @@ the very functions whose gradients train the binary network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,37 +47,34 @@ class BinaryConv(nn.Conv2d):
 
 
 class Body(nn.Sequential):
-    """Image to 256 channels at a sixteenth of its size, each of which has seen 140x140 pixels of it, or more.
+    """Image to the channels of the last layer, at the strides of all of them.
 
     A float stem takes the image in patches of 4x4 pixels that do not overlap. Then there are signs alone
     between 3x3 layers, so what does not change stays local: a pixel is of one patch, and a changed sum that
-    crosses no limit ends there. Most layers are wide and on small maps, where an update is cheapest.
+    crosses no limit ends there.
+
+    layers : (channels, stride, dilation) of the binary layers; the last one's sums leave as floats.
     """
 
-    #: (channels, stride) of the binary layers; the last one's sums leave as floats.
-    LAYERS = ((128, 2), (128, 1), (256, 2), (256, 1), (256, 1), (256, 1))
-    STEM, OUT = 64, 256
+    STEM = 64
 
-    def __init__(self, *, binary: bool, dilations: tuple[int, ...] = (1, 1, 1, 1, 1, 1)) -> None:
-        layers: list[nn.Module] = [
-            nn.Conv2d(3, self.STEM, 4, stride=4, bias=False),
-            nn.BatchNorm2d(self.STEM),
-        ]
+    def __init__(self, layers: Sequence[tuple[int, int, int]], *, binary: bool) -> None:
         cin = self.STEM
-        for (cout, stride), dilation in zip(self.LAYERS, dilations, strict=True):
+        modules: list[nn.Module] = [nn.Conv2d(3, cin, 4, stride=4, bias=False), nn.BatchNorm2d(cin)]
+        for cout, stride, dilation in layers:
             conv = BinaryConv if binary else nn.Conv2d
-            layers += [
+            modules += [
                 Sign() if binary else nn.Hardtanh(),
                 conv(cin, cout, 3, stride, padding=dilation, dilation=dilation, bias=False),
                 nn.BatchNorm2d(cout),
             ]
             cin = cout
-        super().__init__(*layers, nn.PReLU(self.OUT))
+        super().__init__(*modules, nn.PReLU(cin))
 
 
-def head(maps: int) -> nn.Conv2d:
-    """`maps` values for each of the 2x2 cells of 8x8 pixels that a place of the body stands for."""
-    conv = nn.Conv2d(Body.OUT, 4 * maps, 1)
+def head(channels: int, maps: int) -> nn.Conv2d:
+    """1x1, from a body's channels, with small weights."""
+    conv = nn.Conv2d(channels, maps, 1)
     with torch.no_grad():
         conv.weight.normal_(0, 0.01)
         conv.bias.zero_()
@@ -83,7 +82,10 @@ def head(maps: int) -> nn.Conv2d:
 
 
 def split_cells(x: Tensor) -> Tensor:
-    """float[N, 4 C, h, w] -> float[N, C, 2 h, 2 w], as the engine's decodings split them."""
+    """float[N, 4 C, h, w] -> float[N, C, 2 h, 2 w]: a place's values for each of the 2x2 cells it stands for.
+
+    As the engine's decodings split them.
+    """
     n, channels, h, w = x.shape
     cells = x.view(n, 2, 2, channels // 4, h, w).permute(0, 3, 4, 1, 5, 2)
     return cells.reshape(n, channels // 4, 2 * h, 2 * w)

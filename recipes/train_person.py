@@ -34,6 +34,8 @@ from xnor_rrm.preprocess import Preprocessor
 SIZE, CELL = (192, 320), 8
 CELLS = (SIZE[0] // CELL, SIZE[1] // CELL)
 DECODING = BoxDecoding(cell=CELL, split=2)
+#: Channels, stride and dilation. Most layers are wide and on small maps, where an update is cheapest.
+LAYERS = ((128, 2, 1), (128, 1, 1), (256, 2, 1), (256, 1, 1), (256, 1, 1), (256, 1, 1))
 #: How often each clip is drawn: by what there is to learn from it.
 SHARES = {"vtest.avi": 6, "imagenet_sample224": 3, "bikes.mp4": 2, "biking.avi": 1.5, "highway.mp4": 1.5}
 
@@ -43,7 +45,7 @@ class PersonDetector(nn.Module):
 
     def __init__(self, *, binary: bool = True) -> None:
         super().__init__()
-        self.body, self.head = Body(binary=binary), head(5)
+        self.body, self.head = Body(LAYERS, binary=binary), head(LAYERS[-1][0], 4 * 5)
         with torch.no_grad():
             self.head.bias.copy_(torch.tensor([-4.0, 0.5, 0.5, 0.5, 0.5]).repeat(4))
 

@@ -129,7 +129,7 @@ def test_points_come_back_from_their_heat_maps() -> None:
     assert counts.ravel()[[2, 3, 4]].tolist() == [1, 0, 1]
     assert not heat[3].any()
     assert not heat[4].any()
-    found = train_pose.DECODING.decode(joined(heat), Placement.whole(train_pose.SIZE))
+    found = train_pose.DECODING.decode(heat.transpose(1, 2, 0), Placement.whole(train_pose.SIZE))
     seen = points[:, 2] == 1
     assert np.abs(found.points[seen] - points[seen, :2]).max() <= 1.0  # an eighth of a cell
     assert found.visible.tolist() == seen.tolist()
