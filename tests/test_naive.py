@@ -173,12 +173,38 @@ def test_softmax_by_hand():
     assert y[2] < 1
 
 
+def rule_of(**fields: object) -> object:
+    return SimpleNamespace(**{"resize": 0, "fit": "crop", "step": 1, **fields})
+
+
 def test_network_input_crops_the_centre():
-    rule = SimpleNamespace(crop=(1, 2), resize=0, mean=(10.0, 0.0, 0.0), std=(2.0, 1.0, 4.0))
+    rule = rule_of(crop=(1, 2), mean=(10.0, 0.0, 0.0), std=(2.0, 1.0, 4.0))
     frame = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     # 3 rows and 3 columns to spare: row 1, columns 1 and 2, whose values are 18..23.
     y = naive.network_input(SimpleNamespace(input_rule=rule), frame)
     assert y.tolist() == [[[4, 19, 5], [5.5, 22, 5.75]]]
+
+
+def test_network_input_in_steps():
+    rule = rule_of(crop=(1, 1), mean=(10.0, 0.0, 0.0), std=(2.0, 1.0, 4.0), step=16)
+    y = naive.network_input(SimpleNamespace(input_rule=rule), np.array([[[31, 32, 15]]], np.uint8))
+    assert y.tolist() == [[[3, 32, 0]]]
+
+
+def test_areas_worked_out_by_hand():
+    """3 pixels to 2: each output has one and a half, weights 2/3 and 1/3, 171 and 85 of 256."""
+    x = np.array([[[0]], [[60]], [[90]]], np.uint8)
+    # (171 * 0 + 85 * 60 + 128) // 256, (85 * 60 + 171 * 90 + 128) // 256
+    assert naive.area_resize(x, (2, 1)).ravel().tolist() == [20, 80]
+    # 2 to 4: places 0 (held), 1/4, 3/4, 1 (held)
+    assert naive.area_resize(x[1:], (4, 1)).ravel().tolist() == [60, 68, 83, 90]
+
+
+def test_a_letterbox_worked_out_by_hand():
+    frame = np.full((2, 4, 3), 200, np.uint8)
+    y = naive.letterbox(frame, (3, 2), (9.6, 0.0, 300.0))
+    assert y[:, :, 0].tolist() == [[10, 10], [200, 200], [10, 10]]
+    assert y[2, 0].tolist() == [10, 0, 255]
 
 
 def test_forward_follows_the_names():
