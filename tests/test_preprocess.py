@@ -189,7 +189,19 @@ def test_a_failure_between_the_passes_computes_everything_again(monkeypatch):
     assert np.array_equal(preprocess(second), pillow(second, wanted))
 
 
-SIZES = [(90, 120), (48, 64), (24, 80), (31, 57), (30, 40), (40, 30), (7, 300), (300, 7), (1, 1), (13, 400)]
+SIZES = [
+    (90, 120),
+    (48, 64),
+    (24, 80),
+    (31, 57),
+    (30, 40),
+    (40, 30),
+    (7, 300),
+    (300, 7),
+    (1, 1),
+    (13, 400),
+    (20, 3000),
+]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -221,16 +221,16 @@ def _channels_of_cells(channels: int, split: int) -> int:
 
 def _suppress(
     boxes: npt.NDArray[np.float64], classes: npt.NDArray[np.int64], overlap: float
-) -> npt.NDArray[np.int64]:
+) -> npt.NDArray[np.intp]:
     """Places of the boxes kept, which stand by falling score."""
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clip(0).prod(2)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    left, kept = np.arange(len(boxes)), []
-    while len(left):
-        first, left = left[0], left[1:]
-        kept.append(first)
-        low = np.maximum(boxes[first, :2], boxes[left, :2])
-        high = np.minimum(boxes[first, 2:], boxes[left, 2:])
-        shared = (high - low).clip(0).prod(1)
-        near = shared > overlap * (area[first] + area[left] - shared)
-        left = left[~(near & (classes[left] == classes[first]))]
-    return np.array(kept, np.int64)
+    near = shared > overlap * (area[:, None] + area - shared)
+    near &= classes[:, None] == classes
+    kept = np.ones(len(boxes), bool)
+    for i in range(len(boxes)):
+        if kept[i]:
+            kept[i + 1 :] &= ~near[i, i + 1 :]
+    return np.flatnonzero(kept)

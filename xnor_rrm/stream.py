@@ -60,9 +60,10 @@ class Stream:
     model : shared, never written.  mode : "cached" computes what the changes since the last frame can
     reach; "dense" computes every frame from nothing. Both give the same bits on every frame.
     plan : another one of the model than its own, by which kernels are chosen (plan.build_plan).
-    threshold : for noisy cameras, 0 to 255, in units of the resized frame's values. Of each pixel the network
-        sees the last value let through; a new one is let through only where some channel differs from that
-        by more than this. Both modes give the bits that the frames so let through have, whole.
+    threshold : for noisy cameras, 0 to 255, in units of the resized frame's values (as the input rule's step
+        leaves them). Of each pixel the network sees the last value let through; a new one is let through
+        only where some channel differs from that by more than this. Both modes give the bits that the frames
+        so let through have, whole.
 
     preprocess_seconds : wall-clock that the last frame's resizing and cropping took.
 
