@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder(frames: list[npt.NDArray[np.uint8]], tmp_path: Path) -> Path:
+    """The frames of a test module's own fixture, as a folder of images."""
+    path = tmp_path / "frames"
+    path.mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"{i}.png")
+    return path

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from xnor_rrm.decoding import Decoding
 from xnor_rrm.model import (
     INPUT,
     Add,
@@ -366,3 +367,22 @@ def random_frames(
             case "noise":
                 where = rng.random((height, width)) < 0.1
                 frame = np.where(where[..., None], rng.integers(0, 256, frame.shape, np.uint8), frame)
+
+
+def maps_model(
+    channels: int,
+    decoding: Decoding,
+    labels: tuple[str, ...] = (),
+    *,
+    seed: int = 0,
+    size: tuple[int, int] = (24, 32),
+    binary: bool = True,
+) -> Model:
+    """A small network that makes maps of cells of 4 pixels, of letterboxed frames."""
+    net = Builder(np.random.default_rng(seed), *size)
+    top, window = net.conv(INPUT, 40, Window((4, 4), (4, 4))), Window((3, 3), padding=(1, 1, 1, 1))
+    top = net.binary(net.affine(top), 40, window) if binary else net.relu(top)
+    net.conv(top, channels, Window((1, 1)))
+    model = net.model()
+    rule = dataclasses.replace(model.input_rule, fit="letterbox")
+    return dataclasses.replace(model, name="maps", input_rule=rule, decoding=decoding, labels=labels)

@@ -7,8 +7,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from models import Builder, random_frames
-from test_cli import detector, maps_model, pose
+from models import Builder, maps_model, random_frames
+from test_cli import detector, pose
 from test_profile import flat_model
 
 from xnor_rrm import annotate

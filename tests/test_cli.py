@@ -15,7 +15,7 @@ import av
 import naive
 import numpy as np
 import pytest
-from models import Builder, every_kind, random_frames
+from models import Builder, every_kind, maps_model, random_frames
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -48,15 +48,6 @@ def model_file(model, tmp_path):
 def frames(model):
     height, width, _ = model.input_shape
     return list(random_frames(np.random.default_rng(1), FRAMES, height + 2, width + 3, "noise"))
-
-
-@pytest.fixture
-def folder(frames, tmp_path):
-    path = tmp_path / "frames"
-    path.mkdir()
-    for i, frame in enumerate(frames):
-        Image.fromarray(frame).save(path / f"{i}.png")
-    return path
 
 
 def invoke(*arguments, code=0):
@@ -195,22 +186,13 @@ def test_run_writes_csv_and_stops_where_told(model_file, folder, tmp_path):
     assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
 
 
-def maps_model(channels, decoding, labels=()):
-    """A small network that makes maps of 6 x 8 cells of 4 pixels, of letterboxed frames."""
-    net = Builder(np.random.default_rng(5), 24, 32)
-    top = net.affine(net.conv(INPUT, 40, Window((4, 4), (4, 4))))
-    net.conv(net.binary(top, 40, Window((3, 3), padding=(1, 1, 1, 1))), channels, Window((1, 1)))
-    model = net.model()
-    rule = dataclasses.replace(model.input_rule, fit="letterbox")
-    return Model("maps", rule, model.layers, labels, {}, decoding)
-
-
 def detector():
-    return maps_model(6, BoxDecoding(cell=4, threshold=0.6), ("person", "dog"))
+    return maps_model(6, BoxDecoding(cell=4, threshold=0.6), ("person", "dog"), seed=5)
 
 
 def pose():
-    return maps_model(5, PointDecoding(cell=4, threshold=0.9, bones=((0, 1), (1, 4))), tuple("abcde"))
+    decoding = PointDecoding(cell=4, threshold=0.9, bones=((0, 1), (1, 4)))
+    return maps_model(5, decoding, tuple("abcde"), seed=5)
 
 
 @pytest.fixture

@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import Builder, every_kind, random_frames
-from PIL import Image
+from models import every_kind, maps_model, random_frames
 from test_cli import facts, invoke
 
 from xnor_rrm import evaluate as scoring
 from xnor_rrm.decoding import BoxDecoding, Detections, KeyPoints, PointDecoding
 from xnor_rrm.errors import EvaluateError
 from xnor_rrm.evaluate import Truth, evaluate, read_truth, score
-from xnor_rrm.model import INPUT, Window
 from xnor_rrm.report import coco_results
 from xnor_rrm.stream import Stream
 
@@ -25,37 +23,17 @@ SIZE, FRAMES = (32, 48), 6
 FRAME_SIZE = (40, 52)
 
 
-def network(seed, channels, decoding, labels=(), binary=True):
-    """Maps of 8 x 12 cells of 4 pixels."""
-    net = Builder(np.random.default_rng(seed), *SIZE)
-    top, window = net.conv(INPUT, 40, Window((4, 4), (4, 4))), Window((3, 3), padding=(1, 1, 1, 1))
-    top = net.binary(net.affine(top), 40, window) if binary else net.relu(top)
-    net.conv(top, channels, Window((1, 1)))
-    model = net.model()
-    rule = replace(model.input_rule, fit="letterbox")
-    return replace(model, name="tiny", input_rule=rule, decoding=decoding, labels=labels)
-
-
 def detector(seed=0, binary=True):
-    return network(seed, 6, BoxDecoding(cell=4), ("person", "bicycle"), binary)
+    return maps_model(6, BoxDecoding(cell=4), ("person", "bicycle"), seed=seed, size=SIZE, binary=binary)
 
 
 def pose(seed=0, points=17):
-    return network(seed, points, PointDecoding(cell=4))
+    return maps_model(points, PointDecoding(cell=4), seed=seed, size=SIZE)
 
 
 @pytest.fixture
 def frames():
     return list(random_frames(np.random.default_rng(1), FRAMES, *FRAME_SIZE, "patch"))
-
-
-@pytest.fixture
-def folder(frames, tmp_path):
-    path = tmp_path / "frames"
-    path.mkdir()
-    for i, frame in enumerate(frames):
-        Image.fromarray(frame).save(path / f"{i}.png")
-    return path
 
 
 def image(number, size=FRAME_SIZE):
@@ -307,7 +285,7 @@ def test_answers_that_are_the_labels_score_1(model, frames, folder, tmp_path):
     assert rows == [[name, "1", "1", *("1" for _ in more)] for name in ("binary dense", "binary cached")]
     told = facts(text)
     assert told["identical"] == "true"
-    assert (told["model"], told["video"], told["truth"]) == ("tiny", "frames", "truth.json")
+    assert (told["model"], told["video"], told["truth"]) == ("maps", "frames", "truth.json")
     assert (told["frames"], told["scored"], told["skipped"]) == (str(FRAMES), str(FRAMES), "0")
     result = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert result["identical"] is True

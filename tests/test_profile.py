@@ -46,15 +46,6 @@ def frames():
     return [np.vstack([rng.integers(0, 256, (4, SIZE, 3), np.uint8), picture[4:]]) for _ in range(6)]
 
 
-@pytest.fixture
-def folder(frames, tmp_path):
-    path = tmp_path / "frames"
-    path.mkdir()
-    for i, frame in enumerate(frames):
-        Image.fromarray(frame).save(path / f"{i}.png")
-    return path
-
-
 def test_maps_show_where_work_was_done(model, frames):
     measured = profile.profile(model, frames)
     assert measured.recomputed.shape == measured.flipped.shape == (SIZE, SIZE)
