@@ -166,7 +166,7 @@ def training_clips(folder: Path) -> list[Clip]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, steps=2000, batch=24, lr=2e-3, calm=0.5).parse_args(argv)
+    args = arguments(__doc__, steps=1600, batch=24, lr=2e-3, calm=0.2).parse_args(argv)
     labels: Path = args.labels or default_folder()
     training = training_clips(labels)
     dance = Clip.load(labels, DANCE)
@@ -180,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SIZE,
         decoding=DECODING,
         labels=NAMES,
+        info={"source": "recipes/train_pose.py", "teacher": "SimplePose", "licence": "Apache-2.0"},
     )
 
 
