@@ -19,7 +19,7 @@ from .float_conv import conv_float
 from .jit import jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
-from .normalise import normalise
+from .normalise import convert_patches, normalise
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
@@ -97,6 +97,7 @@ class Scratch(NamedTuple):
     identity: Any  # 0, 1, 2, ...
     band_f32: Any
     band_u16: Any
+    patches: Any
     timespec: Any
 
 
@@ -219,9 +220,10 @@ def _float_conv(
     pixels = scratch.pixels
     x, changed = state.f32[s.x :], state.u8[s.x_mask : s.x_mask + s.h * s.w]
     padded = state.f32[s.padded : s.padded + s.hp * s.wp * s.words]
-    if s.padded != s.x and all_pixels:
+    from_bytes = s.line >= 0
+    if not from_bytes and s.padded != s.x and all_pixels:
         copy_into_padded(x, s.x_stride, s, padded)
-    elif s.padded != s.x:
+    elif not from_bytes and s.padded != s.x:
         copy_changed_into_padded(x, s.x_stride, s, changed, padded)
     if all_pixels:
         count = list_all(s.ho * s.wo, pixels)
@@ -238,13 +240,18 @@ def _float_conv(
     bias = const.f32[s.bias : s.bias + s.lanes]
     starts = const.i64[s.starts : s.starts + s.ho * s.wo]
     segment_at = const.i64[s.segment_at : s.segment_at + s.segments]
-    band = s.band if fused else max(1, count)
+    band = s.band if fused or from_bytes else max(1, count)
     for first in range(0, count, band):
         n = min(band, count - first)
         listed = pixels[first:]
+        windows = listed
+        if from_bytes:
+            line = const.f32[s.line : s.line + 96]
+            convert_patches(state.u8[s.x :], line, s, listed, n, scratch.patches)
+            padded, windows = scratch.patches, scratch.identity
         if fused:
             conv_float(
-                padded, weights, bias, s, starts, segment_at, listed, scratch.identity, n, scratch.band_f32
+                padded, weights, bias, s, starts, segment_at, windows, scratch.identity, n, scratch.band_f32
             )
             middle = now(scratch.timespec)
             _program(e, const, state, scratch, listed, scratch.identity, n, state.u16, not all_pixels)
@@ -252,7 +259,7 @@ def _float_conv(
             e_report[3] += end - middle
             begin += end - middle
         else:
-            conv_float(padded, weights, bias, s, starts, segment_at, listed, listed, n, state.f32[s.y :])
+            conv_float(padded, weights, bias, s, starts, segment_at, windows, listed, n, state.f32[s.y :])
     report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
     report[2] = count
     report[3] = now(scratch.timespec) - begin
@@ -430,7 +437,8 @@ def run(
         if s.kind == INPUT:
             pixels = s.ho * s.wo
             last = state.u8[s.padded : s.padded + s.cin * pixels]
-            changed, x = state.u8[s.y_mask : s.y_mask + pixels], state.f32[s.y :]
+            changed = state.u8[s.y_mask : s.y_mask + pixels]
+            x = state.f32[max(0, s.y) : s.y + s.cin * pixels if s.y >= 0 else 0]
             table, line = const.f32[s.weights :], const.f32[s.line : s.line + (96 if s.line >= 0 else 0)]
             here[2], here[1] = normalise(
                 frame, last, table, line, x, changed, all_pixels, threshold, s.cin, s.mask

@@ -42,7 +42,7 @@ _ROLE = (
     "band "  # output rows (binary) or pixels (float) a convolution computes before its fused program runs
     "average count_padding "  # pool.py
     "factor "  # layout.py
-    "line mask"  # normalise.py; line is -1 where there is none
+    "line mask"  # normalise.py; line is -1 where there is none, or a float convolution reads no bytes
 )
 
 #: One step of a plan. All fields int64; offsets count elements of the arena they index.

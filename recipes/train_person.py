@@ -33,7 +33,7 @@ from xnor_rrm.preprocess import Preprocessor
 
 SIZE, CELL = (192, 320), 8
 CELLS = (SIZE[0] // CELL, SIZE[1] // CELL)
-DECODING = BoxDecoding(cell=CELL, threshold=0.4, split=2)
+DECODING = BoxDecoding(cell=CELL, split=2)
 #: Channels, stride and dilation. Most layers are wide and on small maps, where an update is cheapest.
 LAYERS = ((128, 2, 1), (128, 1, 1), (256, 2, 1), (256, 1, 1), (256, 1, 1), (256, 1, 1))
 #: How often each clip is drawn: by what there is to learn from it.

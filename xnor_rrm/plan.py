@@ -85,7 +85,8 @@ class Arena:
 class StepInfo:
     """What people see of a step: the layers it computes, and in which role.
 
-    leaves : what later steps read of it: "bits", "floats", or a convolution's "sums", which a program reads.
+    leaves : what later steps read of it: "bits", "floats", a convolution's "sums", which a program reads, or
+        the input's "bytes".
     state, constants : bytes that a stream keeps for the step, and bytes of weights and tables.
     """
 
@@ -135,7 +136,7 @@ class _Tensor:
 #: Sizes of a stream's scratch arrays, each the largest any step needs.
 SCRATCH_SIZES = (
     *("flips", "row_starts", "list_words", "counts", "set_entries", "set_pixels", "set_sums"),
-    *("pixels", "registers", "identity", "band_f32", "band_u16"),
+    *("pixels", "registers", "identity", "band_f32", "band_u16", "patches"),
 )
 
 
@@ -147,6 +148,8 @@ class _Builder:
     steps: list[Any] = field(default_factory=list)
     info: list[StepInfo] = field(default_factory=list)
     floats: dict[str, _Tensor] = field(default_factory=dict)
+    #: Input that is read as bytes, its offset in u8, and the line that makes values of them.
+    as_bytes: dict[str, tuple[_Tensor, int]] = field(default_factory=dict)
     counts: dict[str, _Tensor] = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
     initial_bits: list[tuple[int, Array]] = field(default_factory=list)
@@ -181,7 +184,8 @@ class _Builder:
         bits, floats, state, const = (
             now - before for now, before in zip(self.sizes(), self.told, strict=True)
         )
-        leaves = (*["bits"] * (bits > 0), *["floats"] * (floats > 0)) or ("sums",)
+        kept = "bytes" if step["kind"] == Kind.INPUT else "sums"
+        leaves = (*["bits"] * (bits > 0), *["floats"] * (floats > 0)) or (kept,)
         self.told = self.sizes()
         self.steps.append(step)
         self.info.append(replace(info, leaves=leaves, state=state, constants=const))
@@ -208,13 +212,19 @@ class _Builder:
         ):
             table, name = table * affine.scale + affine.shift, affine.name
             absorbed.append(name)
-        x = self.float_tensor(name, stride=c)
-        step["kind"], step["y"], step["y_mask"] = Kind.INPUT, x.offset, x.mask
-        step["padded"] = self.state["uint8"].reserve(h * w * c)
+        step["kind"], step["padded"] = Kind.INPUT, self.state["uint8"].reserve(h * w * c + 64)
         step["weights"] = self.const["float32"].add(table)
         step["mask"] = 256 - self.model.input_rule.step
         line = _line(table, self.model.input_rule.step)
         step["line"] = -1 if line is None else self.const["float32"].add(line)
+        readers = self.readers[name]
+        if line is not None and self.fuse and readers and all(_takes_patches(each, c) for each in readers):
+            x = _Tensor(int(step["padded"]), c, self.state["uint8"].reserve(h * w))
+            self.as_bytes[name] = x, int(step["line"])
+            step["y"], step["y_mask"] = -1, x.mask
+        else:
+            x = self.float_tensor(name, stride=c)
+            step["y"], step["y_mask"] = x.offset, x.mask
         self.finish(step, StepInfo(INPUT, "elementwise", (INPUT, *absorbed), h * w, 0, 0))
         return set(absorbed)
 
@@ -232,8 +242,9 @@ class _Builder:
             step["x"] = self.bits[layer.inputs[0]]
             step["x_mask"] = self.state["uint8"].reserve(int(step["h"] * step["w"]))
         else:
-            x = self.floats[layer.inputs[0]]
-            step["x"], step["x_stride"], step["x_mask"] = x.offset, x.stride, x.mask
+            name = layer.inputs[0]
+            x, line = self.as_bytes[name] if name in self.as_bytes else (self.floats[name], -1)
+            step["x"], step["x_stride"], step["x_mask"], step["line"] = x.offset, x.stride, x.mask, line
         return step
 
     def _info(self, layer: Layer, kind: str, bits: int = 0) -> StepInfo:
@@ -250,13 +261,24 @@ class _Builder:
         else:
             y = self.float_tensor(layer.name)
             step["y"], step["y_mask"] = y.offset, y.mask
-        if any(layer.window.padding) or step["x_stride"] != step["words"]:
+        if step["line"] >= 0:
+            self._patches(step)
+        elif any(layer.window.padding) or step["x_stride"] != step["words"]:
             step["padded"] = self.state["float32"].reserve(int(step["hp"] * step["wp"] * step["words"]))
         else:  # the input is laid out as the kernel reads it
             step["padded"] = step["x"]
         step["weights"], step["weights_size"] = self.const["float32"].add(weights), weights.size
         step["bias"] = self.const["float32"].add(_padded(layer.bias, int(step["lanes"])))
         self.finish(step, self._info(layer, "float"))
+
+    def _patches(self, step: Any) -> None:
+        """Let a float convolution read patches, one after the other, made of the input's bytes."""
+        size = int(step["kh"] * step["kw"] * step["cin"])
+        step["segments"], step["run"] = 1, size
+        step["band"] = step["band"] or max(8, BAND_BYTES // (4 * int(step["lanes"])))
+        step["starts"] = self.const["int64"].add(size * np.arange(step["band"]))
+        step["segment_at"] = self.const["int64"].add([0])
+        self.need(patches=size * int(step["band"]), identity=int(step["band"]))
 
     def pool_step(self, layer: MaxPool) -> None:
         step = self._window_step(layer)
@@ -534,6 +556,15 @@ def _bilinear_taps(size: int, factor: int) -> tuple[Array, Array]:
     first, rest = np.divmod(place, half)
     weights: Array = (np.stack([half - rest, rest], axis=1) / half).astype(np.float32)
     return np.stack([first, first + (rest > 0)], axis=1), weights
+
+
+def _takes_patches(reader: Layer, channels: int) -> bool:
+    """Whether a layer is a convolution of windows that do not overlap, each row of one a vector at most."""
+    if not isinstance(reader, Conv2d) or reader.groups > 1 or channels != 3:
+        return False
+    window = reader.window
+    apart = window.kernel == window.stride and window.dilation == (1, 1) and not any(window.padding)
+    return apart and window.kernel[1] * channels <= 16
 
 
 def _line(table: Array, step: int) -> Array | None:

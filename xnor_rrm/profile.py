@@ -187,7 +187,7 @@ def _draw_times(axes: Axes, profile: Profile) -> None:
         axes.plot(frames, values, color=colour, linewidth=1.3, label=label)
     axes.set(ylim=(0, top), xlim=(1, max(len(frames), 2)), ylabel="ms a frame")
     axes.tick_params(labelbottom=False)
-    axes.legend(loc="lower right", ncols=2, frameon=False)
+    axes.legend(loc="lower right", ncols=2, framealpha=0.85, edgecolor="none")
     speedup, names = (
         result["speedup"] or float("nan"),
         f"{short(result['model'], 40)} on {short(result['video'], 40)}",
@@ -237,7 +237,7 @@ def _draw_steps(axes: Axes, profile: Profile) -> None:
     first = max(steps, key=lambda step: step["cached_ms"])
     total = sum(step["cached_ms"] for step in steps)
     share = first["cached_ms"] / total if total else 0.0
-    axes.set_title(f"Time by step: {short(first['name'])} takes {share:.0%} of the cached steps", loc="left")
+    axes.set_title(f"Time by step: most, {share:.0%}, in {short(first['name'], 20)}", loc="left")
 
 
 _PAGE = """<!DOCTYPE html>

@@ -50,6 +50,7 @@ def _scratch(plan: Plan) -> Scratch:
         identity=identity,
         band_f32=new("band_f32", np.float32),
         band_u16=new("band_u16", np.uint16),
+        patches=new("patches", np.float32),
         timespec=aligned(2, np.int64),
     )
 
