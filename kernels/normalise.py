@@ -118,7 +118,8 @@ def _convert_changed(
     64 pixels at a time, in whole vectors: after a masked store a load beside it would wait. With a line, all
     64 are computed where one has changed.
     """
-    kept, none, pixels, count = splat(mask), splat(np.uint8(0)), len(changed), 0
+    kept, none, pixels = splat(mask), splat(np.uint8(0)), len(changed)
+    count: Any = 0
     done = 0
     while done + 64 <= pixels:
         at = channels * done
