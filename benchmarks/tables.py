@@ -180,8 +180,17 @@ BENCH_COLUMNS = (
 )
 
 
-#: The networks whose rows the README shows; docs/benchmarks.md shows all.
-README_MODELS = ("person", "pose", "resnet18")
+#: The networks of which the README shows three clips; docs/benchmarks.md shows all.
+README_MODELS = ("person", "pose", "resnet18", "quicknet")
+
+
+def selected(benches: Sequence[Json]) -> list[Json]:
+    """Of each of the README's networks the clips with the least, the middle and the greatest whole speedup."""
+    rows: list[Json] = []
+    for model in README_MODELS:
+        mine = sorted((b for b in benches if b["model"] == model), key=lambda b: float(b["speedup"]))
+        rows += [mine[i] for i in sorted({0, len(mine) // 2, len(mine) - 1})] if mine else []
+    return rows
 
 
 def bench_table(benches: Sequence[Json]) -> str:
@@ -421,7 +430,7 @@ def document(results: Path) -> str:
 def update_readme(readme: Path, results: Path) -> bool:
     """Replace what stands between the markers; where there are none, or no results, do nothing: False."""
     benches = load(results).benches
-    benches = [b for b in benches if b["model"] in README_MODELS] or benches
+    benches = selected(benches) or benches
     text = readme.read_text(encoding="utf-8")
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)

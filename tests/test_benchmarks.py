@@ -484,6 +484,13 @@ def test_bars_of_tasks_take_the_worst_clip():
     assert found["frames a second from the file, 768x576"] == ("300", "310", "person:vtest.avi", "yes")
 
 
+def test_the_readme_shows_the_least_the_middle_and_the_greatest():
+    benches = [bench_of("pose", clip, speedup=speedup) for clip, speedup in zip("abcde", (3, 1, 2, 5, 4))]
+    benches += [bench_of("person", "a", speedup=1.5), bench_of("vgg_small", "a", speedup=9)]
+    shown = [(b["model"], b["speedup"]) for b in tables.selected(benches)]
+    assert shown == [("person", 1.5), ("pose", 1), ("pose", 3), ("pose", 5)]
+
+
 def test_accuracy_is_told_with_the_twin_where_there_is_one(tmp_path):
     for each in (evaluation("person", "a", 0.5, 0.45, "ap50"), evaluation("pose", "c", None, 0.9, "pck")):
         output.write(tmp_path, f"evaluate_{each['model']}", each)
