@@ -185,7 +185,7 @@ README_MODELS = ("person", "pose", "resnet18", "quicknet")
 
 
 def selected(benches: Sequence[Json]) -> list[Json]:
-    """Of each of the README's networks the clips with the least, the middle and the greatest whole speedup."""
+    """Of each of the README's networks the clips with the least, the middle and the greatest speedup."""
     rows: list[Json] = []
     for model in README_MODELS:
         mine = sorted((b for b in benches if b["model"] == model), key=lambda b: float(b["speedup"]))

@@ -485,7 +485,7 @@ def test_bars_of_tasks_take_the_worst_clip():
 
 
 def test_the_readme_shows_the_least_the_middle_and_the_greatest():
-    benches = [bench_of("pose", clip, speedup=speedup) for clip, speedup in zip("abcde", (3, 1, 2, 5, 4))]
+    benches = [bench_of("pose", f"clip{speedup}", speedup=speedup) for speedup in (3, 1, 2, 5, 4)]
     benches += [bench_of("person", "a", speedup=1.5), bench_of("vgg_small", "a", speedup=9)]
     shown = [(b["model"], b["speedup"]) for b in tables.selected(benches)]
     assert shown == [("person", 1.5), ("pose", 1), ("pose", 3), ("pose", 5)]
