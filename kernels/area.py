@@ -8,7 +8,7 @@ The weights of an output add up to 256, so that sums of bytes fit uint16: 255 * 
 Rows come first because they are cheap, whole vectors of bytes; what is left to the columns is a third of the
 rows where a frame shrinks to a third. Bound by operations: of 768x576 to 256x192 the rows take 5 a vector of
 32 bytes and tap, 41,000 vectors; the columns 10 a block of 16 pixels and tap. Comparing a frame with the last
-one would read twice what the rows read, to save less: nothing is kept from frame to frame.
+one would read twice as much as the rows do: nothing is kept from frame to frame.
 """
 
 from __future__ import annotations
