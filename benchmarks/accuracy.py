@@ -9,6 +9,7 @@ points the last third. Writes results/evaluate_<network>_<clip>.json.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ CASES = (
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = output.parser(__doc__)
-    labels = Path.home() / ".cache" / "xnor_rrm" / "labels"
+    labels = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xnor_rrm" / "labels"
     parser.add_argument("--labels", type=Path, default=labels, help="folder (the cache)")
     parser.add_argument("--twins", type=Path, default=output.ROOT / "runs", help="folder (runs)")
     parser.add_argument("--results", type=Path, default=output.RESULTS, help="folder (%(default)s)")

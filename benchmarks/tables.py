@@ -42,8 +42,8 @@ plan: Python and dispatch, as a share of the cached frame.
 """
 ACCURACY = """## Accuracy
 
-`xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that no network here
-was trained on. *Twin*: the same network in float, trained the same way.
+`xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that it was not
+trained on. *Twin*: the same network in float, trained the same way.
 
 """
 PIPELINE = """## From file to answers

@@ -438,7 +438,8 @@ def run(
             pixels = s.ho * s.wo
             last = state.u8[s.padded : s.padded + s.cin * pixels]
             changed = state.u8[s.y_mask : s.y_mask + pixels]
-            x = state.f32[max(0, s.y) : s.y + s.cin * pixels if s.y >= 0 else 0]
+            begin_x, size_x = (s.y, s.cin * pixels) if s.y >= 0 else (0, 0)  # none where bytes are read
+            x = state.f32[begin_x : begin_x + size_x]
             table, line = const.f32[s.weights :], const.f32[s.line : s.line + (96 if s.line >= 0 else 0)]
             here[2], here[1] = normalise(
                 frame, last, table, line, x, changed, all_pixels, threshold, s.cin, s.mask

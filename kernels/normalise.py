@@ -62,9 +62,9 @@ def normalise(
 ) -> Any:
     """Input values of the pixels that differ from the last ones. Returns (their number, pixels held back).
 
-    frame, last : uint8[P * C]; last is replaced.  table : float32[256 * C].  x : float32[P * C].
+    frame, last : uint8[P * C]; last is replaced.  table : float32[256 * C].  x : float32[P * C]; empty where
+        no float is wanted, but patches of the bytes (`convert_patches`).
     line : float32[96], scale and shift of 48 neighbouring values; empty where the table is no line.
-        Empty where no float is wanted, but patches of the bytes (`convert_patches`).
     changed : uint8[P], not 0 where a pixel has changed; all of them with `all_pixels`.  channels : C, 3 or 1.
     threshold : a pixel is held back, keeping its last values, where none of its channels differs from `last`
         by more; above 0, `last` and `x` hold a frame.

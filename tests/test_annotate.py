@@ -267,7 +267,7 @@ def test_frames_of_other_sizes_are_resized(tmp_path):
 def test_what_was_written_before_an_error_is_kept(tmp_path, error, count):
     path = tmp_path / "a.mp4"
     path.write_text("an older file")
-    with pytest.raises(error), VideoWriter(path, 25) as writer:  # noqa: PT012
+    with pytest.raises(error), VideoWriter(path, 25) as writer:  # noqa: PT012  # it is the writer that the error leaves
         for frame in pictures(count, 48, 64):
             writer.write(frame)
         raise error

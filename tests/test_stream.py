@@ -393,6 +393,16 @@ def test_stems_of_patches(seed, kernel, outputs, pooled, threshold, size, band):
             assert stream.values(frame).tobytes() == expected.tobytes(), stream.mode
 
 
+def test_tables_that_are_lines_but_for_a_bit():
+    straight = ((np.arange(256, dtype=np.float32) - 124) / 64)[:, None]
+    assert plan._line(straight, 1) is not None
+    for place, value in ((124, np.float32(-0.0)), (200, np.nextafter(straight[200, 0], np.float32(9)))):
+        table = straight.copy()
+        table[place] = value
+        assert plan._line(table, 1) is None
+        assert (plan._line(table, 16) is None) == (place % 16 == 0)
+
+
 def test_letterboxed_frames_of_any_size():
     net = Builder(np.random.default_rng(0), 24, 40)
     net.conv(net.affine(net.conv(INPUT, 40, Window((4, 4), (4, 4)))), 5, POINT)

@@ -580,7 +580,8 @@ def _line(table: Array, step: int) -> Array | None:
     exact = seen * scale + shift
     found = exact.astype(np.float32)
     halfway = (exact.view(np.uint64) & np.uint64((1 << 29) - 1)) == 1 << 28
-    if (found != table[seen[:, 0]]).any() or halfway.any():
+    bits = found.view(np.uint32) != table[seen[:, 0]].view(np.uint32)  # by their bits: -0 is not 0
+    if bits.any() or halfway.any():
         return None
     return np.concatenate([np.tile(each.astype(np.float32), 48)[:48] for each in (scale, shift)])
 
