@@ -317,14 +317,14 @@ class _Average:
     def __init__(self, rows: _Taps, columns: _Taps, width: int, channels: int) -> None:
         self._rows = rows.first - rows.span.start, rows.weights.astype(np.uint16)
         first, weights = columns.first * channels, columns.weights.astype(np.uint16)
-        self._columns = first, weights, area.column_blocks(first, weights, channels), channels
-        height = rows.span.stop - rows.span.start
-        self._copy = np.empty(height * channels * width, np.uint8)
-        self._strip = np.empty((len(rows.first), channels * width), np.uint8)
+        self._columns = first, weights, area.column_blocks(first, weights, channels)
+        self._channels, size = channels, channels * width
+        self._copy = np.empty((rows.span.stop - rows.span.start) * size, np.uint8)
+        self._strip = np.zeros(area.strip_size(size, channels, weights.shape[1]), np.uint8)
         self.buffers = (self._copy, self._strip)
 
     def __call__(self, frame: Frame, last: Frame, result: Frame) -> None:
         """frame : the rows that are read, uint8[rows, width, channels].  last : not looked at."""
         flat = _for_kernels(frame, self._copy).reshape(frame.shape[0], -1)
-        area.average_rows(flat, *self._rows, self._strip)
-        area.average_columns(self._strip, *self._columns, result.reshape(len(result), -1))
+        out = result.reshape(len(result), -1)
+        area.average_areas(flat, self._rows, self._columns, self._channels, self._strip, out)
