@@ -1,7 +1,8 @@
 """From a network's maps to answers about a frame: boxes of objects, or the key points of a person.
 
 A model carries one of these decodings, or none if it is a classifier; a stream applies it. What they make of
-the same maps is the same everywhere: float32 and float64 operations in a fixed order, ties to the first.
+the same maps is the same on every frame: float32 and float64 operations in a fixed order, ties to the first
+(kernels/peaks.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelError
+from .kernels.peaks import find_boxes, find_points
 
 Array = npt.NDArray[np.float32]
 Task = Literal["classification", "detection", "pose"]
@@ -36,6 +38,10 @@ class Placement(NamedTuple):
     def whole(cls, size: tuple[int, int]) -> Placement:
         """Of a frame, (height, width), that is the input itself."""
         return cls(1.0, 1.0, 0.0, 0.0, *size)
+
+    def as_floats(self) -> Placement:
+        """The same, every value a float: for the kernels."""
+        return Placement(*map(float, self))  # type: ignore[arg-type]
 
     def to_frame(self, points: npt.NDArray[Any]) -> Array:
         """float[..., 2] x, y of the input -> of the frame, as float32; not beyond its edges."""
@@ -84,7 +90,8 @@ class BoxDecoding:
     of that cell, exp(d) cells to the left, top, right and bottom, d held between -4 and 4, and 0 if it is no
     number (CenterNet's and TTFNet's head; Liu et al., 2020).
 
-    cell : side of a cell in pixels of the input.  split : `split_cells`, done first.
+    cell : side of a cell in pixels of the input.  split : a place of the maps has the channels of
+        split x split cells, row by row.
     threshold : least score; the score is the logit's sigmoid.
     overlap : a box is dropped that shares more than this with a surer one of its class, in parts of their
         union.  most : boxes kept of a frame.
@@ -112,28 +119,10 @@ class BoxDecoding:
 
     def decode(self, maps: Array, placement: Placement) -> Detections:
         """maps : float32[h, w, C + 4], before they are split.  O(h w C), and O(N ** 2) of the peaks."""
-        maps = split_cells(maps, self.split)
-        height, width, classes = maps.shape[0], maps.shape[1], maps.shape[2] - 4
+        classes = self.labels_of(maps.shape[2])
         limit = np.float32(math.log(self.threshold / (1 - self.threshold)))
-        heat = np.full((height + 2, width + 2, classes), -np.inf, np.float32)
-        heat[1:-1, 1:-1] = maps[..., :classes]
-        y, x, label = np.nonzero(heat[1:-1, 1:-1] >= limit)
-        logit = heat[y + 1, x + 1, label]
-        peak = np.ones(len(logit), bool)
-        for dy in range(3):
-            for dx in range(3):
-                peak &= heat[y + dy, x + dx, label] <= logit
-        y, x, label, logit = y[peak], x[peak], label[peak], logit[peak]
-        order = np.argsort(-logit, kind="stable")[: 4 * self.most]
-        y, x, label, logit = y[order], x[order], label[order], logit[order]
-        distances = np.nan_to_num(maps[y, x, classes:].astype(np.float64), nan=0.0)
-        sides = np.exp(distances.clip(-4, 4)) * self.cell
-        middle = (np.stack([x, y], 1) + 0.5) * self.cell
-        boxes = np.concatenate([middle - sides[:, :2], middle + sides[:, 2:]], 1)
-        kept = _suppress(boxes, label, self.overlap)[: self.most]
-        scores = (1 / (1 + np.exp(-logit[kept].astype(np.float64)))).astype(np.float32)
-        placed = placement.to_frame(boxes[kept].reshape(-1, 2, 2)).reshape(-1, 4)
-        return Detections(placed, scores, label[kept].astype(np.int64))
+        sizes = self.split, classes, float(self.cell), limit, self.overlap, min(self.most, maps.size)
+        return Detections(*find_boxes(np.ascontiguousarray(maps), *sizes, placement.as_floats()))
 
 
 @dataclass(frozen=True)
@@ -143,7 +132,8 @@ class PointDecoding:
     A point is where its map is highest, moved on each axis to the top of the parabola through that cell and
     its two neighbours, by half a cell at most; at an edge it is not moved.
 
-    cell : side of a cell in pixels of the input.  split : `split_cells`, done first.
+    cell : side of a cell in pixels of the input.  split : a place of the maps has the channels of
+        split x split cells, row by row.
     threshold : least height of a visible point.
     bones : pairs of points that a drawing joins.
     """
@@ -169,26 +159,9 @@ class PointDecoding:
 
     def decode(self, maps: Array, placement: Placement) -> KeyPoints:
         """maps : float32[h, w, K], before they are split.  O(h w K)."""
-        maps = split_cells(maps, self.split)
-        height, width, count = maps.shape
-        points = np.arange(count)
-        y, x = np.divmod(maps.reshape(-1, count).argmax(axis=0), width)
-        top = maps[y, x, points].astype(np.float64)
-
-        def shift(place: npt.NDArray[np.int64], size: int, dy: int, dx: int) -> npt.NDArray[np.float64]:
-            inside = (place > 0) & (place < size - 1)  # at an edge there is no parabola
-            before = maps[y - dy * inside, x - dx * inside, points].astype(np.float64)
-            after = maps[y + dy * inside, x + dx * inside, points].astype(np.float64)
-            bend = 2 * top - before - after
-            steep = np.divide((after - before) / 2, bend, out=np.zeros(count), where=bend > 0)
-            held: npt.NDArray[np.float64] = steep.clip(-0.5, 0.5)
-            return held
-
-        places = np.stack([x + shift(x, width, 0, 1), y + shift(y, height, 1, 0)], 1)
-        scores = top.clip(0, 1).astype(np.float32)
-        return KeyPoints(
-            placement.to_frame((places + 0.5) * self.cell), scores, scores >= np.float32(self.threshold)
-        )
+        sizes = self.split, self.labels_of(maps.shape[2]), float(self.cell)
+        points, scores = find_points(np.ascontiguousarray(maps), *sizes, placement.as_floats())
+        return KeyPoints(points, scores, scores >= np.float32(self.threshold))
 
 
 Decoding = BoxDecoding | PointDecoding
@@ -196,16 +169,6 @@ Answer = Array | Detections | KeyPoints
 
 #: Every kind of decoding, by the name used in model files.
 DECODING_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (BoxDecoding, PointDecoding)}
-
-
-def split_cells(maps: Array, split: int) -> Array:
-    """float32[h, w, split ** 2 * C] -> float32[split * h, split * w, C]: the channels of a place are those of
-    the cells it stands for, row by row."""
-    if split == 1:
-        return maps
-    height, width, channels = maps.shape
-    cells = maps.reshape(height, width, split, split, channels // split**2).transpose(0, 2, 1, 3, 4)
-    return cells.reshape(split * height, split * width, -1)
 
 
 def _check_cells(cell: int, split: int) -> None:
@@ -217,20 +180,3 @@ def _channels_of_cells(channels: int, split: int) -> int:
     if channels % split**2:
         raise ModelError(f"channels of {split}x{split} cells", str(channels))
     return channels // split**2
-
-
-def _suppress(
-    boxes: npt.NDArray[np.float64], classes: npt.NDArray[np.int64], overlap: float
-) -> npt.NDArray[np.intp]:
-    """Places of the boxes kept, which stand by falling score."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (high - low).clip(0).prod(2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    near = shared > overlap * (area[:, None] + area - shared)
-    near &= classes[:, None] == classes
-    kept = np.ones(len(boxes), bool)
-    for i in range(len(boxes)):
-        if kept[i]:
-            kept[i + 1 :] &= ~near[i, i + 1 :]
-    return np.flatnonzero(kept)

@@ -1,0 +1,153 @@
+"""Peaks in a network's last maps: the boxes and the key points that xnor_rrm.decoding describes.
+
+Maps are float32[h, w, split ** 2 * channels]: a place has the channels of each of the split x split cells it
+stands for, row by row. As array operations the same takes 0.15 to 0.3 ms, a third of what a cached detector
+takes for all of a frame; here some microseconds.
+
+placement : xnor_rrm.decoding.Placement, of floats.
+"""
+
+from __future__ import annotations
+
+from math import exp, isnan
+from typing import Any
+
+import numpy as np
+
+from .jit import inline, jit
+
+
+@inline
+def _at(size: Any, y: Any, x: Any) -> Any:
+    """Where in the flat maps the channels of cell (y, x) begin.  size : width in places, split, channels."""
+    width, split, channels = size
+    place_y, place_x = y // split, x // split
+    inner = (y - place_y * split) * split + x - place_x * split
+    return ((place_y * width + place_x) * split * split + inner) * channels
+
+
+@inline
+def _held(value: Any, low: Any, high: Any) -> Any:
+    return min(max(value, low), high)
+
+
+@inline
+def _to_frame(x: Any, y: Any, placement: Any) -> Any:
+    """A point of the input, in the frame and not beyond its edges."""
+    return (
+        _held((x - placement.left) * placement.scale_x, 0.0, placement.width),
+        _held((y - placement.top) * placement.scale_y, 0.0, placement.height),
+    )
+
+
+@jit
+def _is_peak(maps: Any, size: Any, height: int, width: int, y: int, x: int, label: int, logit: Any) -> bool:
+    """Whether no neighbour is larger, or no number."""
+    for near_y in range(max(0, y - 1), min(height, y + 2)):
+        for near_x in range(max(0, x - 1), min(width, x + 2)):
+            if not maps[_at(size, near_y, near_x) + label] <= logit:
+                return False
+    return True
+
+
+@jit
+def find_boxes(
+    maps: Any, split: int, classes: int, cell: float, limit: Any, overlap: float, most: int, placement: Any
+) -> Any:
+    """Boxes float32[n, 4], scores float32[n] and classes int64[n], the surest first, equal ones row by row.
+
+    maps : channels are `classes` logits and the logarithms of four distances in cells.  limit : least logit.
+    Of the 4 * most surest peaks a box is dropped that shares more than `overlap` of the union with a surer
+    one of its class; `most` boxes at most.  O(h w), and O(n ** 2) of the peaks.
+    """
+    height, width, flat = maps.shape[0] * split, maps.shape[1] * split, maps.reshape(-1)
+    size = maps.shape[1], split, classes + 4
+    count, above = 0, 0
+    for logit in flat:  # the distances too: an upper limit is enough
+        above += logit >= limit
+    logits, places = np.empty(above, np.float32), np.empty((above, 3), np.int64)
+    for y in range(height):
+        for x in range(width):
+            at = _at(size, y, x)
+            for label in range(classes):
+                logit = flat[at + label]
+                if logit >= limit and _is_peak(flat, size, height, width, y, x, label, logit):
+                    logits[count] = -logit
+                    places[count] = y, x, label
+                    count += 1
+    logits = logits[:count]
+    order = np.argsort(logits, kind="mergesort")[: 4 * most]
+
+    boxes, kept = np.empty((min(most, len(order)), 4)), np.empty(min(most, len(order)), np.int64)
+    n = 0
+    for candidate in order:
+        if n == most:
+            break
+        y, x, label = places[candidate]
+        at = _at(size, y, x) + classes
+        sides = np.empty(4)
+        for side in range(4):
+            distance = np.float64(flat[at + side])
+            sides[side] = exp(_held(0.0 if isnan(distance) else distance, -4.0, 4.0)) * cell
+        x0, y0 = (x + 0.5) * cell - sides[0], (y + 0.5) * cell - sides[1]
+        x1, y1 = (x + 0.5) * cell + sides[2], (y + 0.5) * cell + sides[3]
+        area, free = (x1 - x0) * (y1 - y0), True
+        for other in range(n):
+            if places[kept[other], 2] == label:
+                a, b, c, d = boxes[other]
+                shared = max(0.0, min(x1, c) - max(x0, a)) * max(0.0, min(y1, d) - max(y0, b))
+                free &= not shared > overlap * (area + (c - a) * (d - b) - shared)
+        if free:
+            boxes[n] = x0, y0, x1, y1
+            kept[n] = candidate
+            n += 1
+
+    placed, scores, labels = np.empty((n, 4), np.float32), np.empty(n, np.float32), np.empty(n, np.int64)
+    for i in range(n):
+        x0, y0, x1, y1 = boxes[i]
+        placed[i, :2] = _to_frame(x0, y0, placement)
+        placed[i, 2:] = _to_frame(x1, y1, placement)
+        scores[i] = 1 / (1 + exp(np.float64(logits[kept[i]])))
+        labels[i] = places[kept[i], 2]
+    return placed, scores, labels
+
+
+@jit
+def _shift(before: float, top: float, after: float) -> float:
+    """From the middle of three values to the top of the parabola through them, by half a step at most."""
+    bend = 2 * top - before - after
+    return _held((after - before) / 2 / bend, -0.5, 0.5) if bend > 0 else 0.0
+
+
+@jit
+def find_points(maps: Any, split: int, count: int, cell: float, placement: Any) -> Any:
+    """Points float32[count, 2], x and y, and scores float32[count], 0 to 1: the top of each map.
+
+    Of equal cells the first counts, a cell that is no number more than any other; at an edge a point stays in
+    the middle of its cell.  O(h w count).
+    """
+    height, width, flat = maps.shape[0] * split, maps.shape[1] * split, maps.reshape(-1)
+    size = maps.shape[1], split, count
+    tops, places = np.full(count, -np.inf, np.float32), np.zeros((count, 2), np.int64)
+    for y in range(height):
+        for x in range(width):
+            at = _at(size, y, x)
+            for point in range(count):
+                value = flat[at + point]
+                if value > tops[point] or (isnan(value) and not isnan(tops[point])):
+                    tops[point] = value
+                    places[point] = y, x
+    points, scores = np.empty((count, 2), np.float32), np.empty(count, np.float32)
+    for point in range(count):
+        y, x = places[point]
+        top = np.float64(flat[_at(size, y, x) + point])
+        dx, dy = 0.0, 0.0
+        if 0 < x < width - 1:
+            before = np.float64(flat[_at(size, y, x - 1) + point])
+            dx = _shift(before, top, np.float64(flat[_at(size, y, x + 1) + point]))
+        if 0 < y < height - 1:
+            before = np.float64(flat[_at(size, y - 1, x) + point])
+            dy = _shift(before, top, np.float64(flat[_at(size, y + 1, x) + point]))
+        points[point] = _to_frame((x + dx + 0.5) * cell, (y + dy + 0.5) * cell, placement)
+        scores[point] = top if isnan(top) else _held(top, 0.0, 1.0)
+    return points, scores
