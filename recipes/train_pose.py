@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from augment import Array, Clip, Frame, Rng, View, log_uniform, recolour
-from binary import Body, head
+from binary import Body, head, split_cells
 from label import PERSON_TRAIN, SEEN, default_folder, overlap, stem
 from torch import Tensor, nn
 from training import Batch, arguments, outputs_of, train, truth_of
@@ -37,10 +37,7 @@ BONES = (
     *((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
     *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
 )
-DECODING = PointDecoding(cell=CELL, bones=BONES)
-#: Channels, stride, dilation. A point is placed by what is seen of the whole person. The detector's layers,
-#: which end at half of this resolution, had a mean loss of 1.11 over the first 400 steps, and these 1.01.
-LAYERS = ((128, 2, 1), (128, 1, 1), (128, 1, 2), (128, 1, 4), (128, 1, 8), (128, 1, 1))
+DECODING = PointDecoding(cell=CELL, bones=BONES, split=2)
 MIRRORED = [0, *(i + 1 if i % 2 else i - 1 for i in range(1, 17))]
 #: A point scored below this has an empty map; between it and SEEN a map does not count.
 HIDDEN = 0.15
@@ -49,11 +46,11 @@ SHARES = {DANCE: 3.0, "vtest.avi": 3.0, "imagenet_sample224": 1.0, "biking.avi":
 
 
 class PoseNetwork(nn.Module):
-    """float[N, 3, 256, 192] normalised -> float[N, 17, 32, 24]."""
+    """float[N, 3, 256, 192] normalised -> float[N, 68, 16, 12]: 17 values for each of 2x2 cells."""
 
     def __init__(self, *, binary: bool = True) -> None:
         super().__init__()
-        self.body, self.head = Body(LAYERS, binary=binary), head(LAYERS[-1][0], 17)
+        self.body, self.head = Body(binary=binary), head(17)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
@@ -122,6 +119,7 @@ def targets(points: Array) -> tuple[Array, Array]:
 def loss(output: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Squared error over the Gaussians' own size: 1 for maps of zeros."""
     _, heat, counts = batch
+    output = split_cells(output)
     return {"heat": ((output - heat) ** 2 * counts).sum() / (heat**2).sum().clamp(min=1)}
 
 
@@ -166,7 +164,7 @@ def training_clips(folder: Path) -> list[Clip]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, steps=1600, batch=24, lr=2e-3, calm=0.2).parse_args(argv)
+    args = arguments(__doc__, steps=3000, batch=24, lr=2e-3, calm=0.2).parse_args(argv)
     labels: Path = args.labels or default_folder()
     training = training_clips(labels)
     dance = Clip.load(labels, DANCE)

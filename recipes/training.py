@@ -39,6 +39,9 @@ STEP = 16
 #: engine computes without a table: `export` moves the difference into the first layer.
 FILL, SCALE = (124, 116, 104), 64.0
 
+#: Of random binary weights, of all layers alike: by it and the learning rate, how soon a sign changes.
+SPREAD = 1 / 24
+
 Batch = tuple[Tensor, ...]
 
 
@@ -61,7 +64,7 @@ def arguments(description: str | None, **defaults: float) -> argparse.ArgumentPa
     parser.add_argument(
         "--calm", type=float, default=defaults["calm"], help="weight of changes between frames"
     )
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 layers, but for the last fifth")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 layers, but for the last tenth")
     return parser
 
 
@@ -111,7 +114,9 @@ def train(
     torch.manual_seed(args.seed)
     model = make()
     for each in model.modules():
-        if isinstance(each, nn.Conv2d) and each.bias is None:
+        if isinstance(each, BinaryConv):
+            nn.init.normal_(each.weight, std=SPREAD)
+        elif isinstance(each, nn.Conv2d) and each.bias is None:
             nn.init.kaiming_normal_(each.weight)
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint, curve_file = args.out / "checkpoint.pt", args.out / "curve.json"
@@ -145,7 +150,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         data = batch(np.random.default_rng([args.seed, step]), args.batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16 and step < 0.8 * args.steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16 and step < 0.9 * args.steps):
             output = model(normalise(data[0]))
         terms = {**loss(output.float(), data), "change": args.calm * change(seen)}
         optimizer.zero_grad(set_to_none=True)
