@@ -28,7 +28,7 @@ from .simd import get, load, pick_bytes, prefetch, put, shift_right, splat, stor
 _HALF = np.uint16(128)
 
 #: Output rows of both passes in turn, and by how many the frame is asked for ahead.
-BAND, AHEAD = 4, 2
+BAND, AHEAD = 8, 2
 
 Int = npt.NDArray[Any]
 

@@ -16,10 +16,11 @@ from .bitpack import diff_into_padded
 from .clock import now
 from .elementwise import run_program
 from .float_conv import conv_float
-from .jit import jit
+from .jit import inline, jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
 from .normalise import convert_patches, normalise
+from .packed import part
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
@@ -407,6 +408,52 @@ def _binary_conv(
         e_report[0] = DENSE if all_pixels else CHANGED if e_report[2] else CLEAN
 
 
+@inline
+def _constants(memory: Any, ends: Any) -> Any:
+    return Constants(
+        part(memory, ends, 0, np.uint64),
+        part(memory, ends, 1, np.float32),
+        part(memory, ends, 2, np.int64),
+        part(memory, ends, 3, np.int32),
+        part(memory, ends, 4, np.uint16),
+    )
+
+
+@inline
+def _state(memory: Any, ends: Any) -> Any:
+    return State(
+        part(memory, ends, 0, np.uint64),
+        part(memory, ends, 1, np.float32),
+        part(memory, ends, 2, np.uint16),
+        part(memory, ends, 3, np.uint8),
+    )
+
+
+@inline
+def _scratch(memory: Any, ends: Any) -> Any:
+    return Scratch(
+        part(memory, ends, 0, np.int32),
+        part(memory, ends, 1, np.int32),
+        part(memory, ends, 2, np.int64),
+        part(memory, ends, 3, np.uint64),
+        part(memory, ends, 4, np.int32),
+        part(memory, ends, 5, np.int32),
+        part(memory, ends, 6, np.int64),
+        part(memory, ends, 7, np.int32),
+        part(memory, ends, 8, np.int64),
+        part(memory, ends, 9, np.int64),
+        part(memory, ends, 10, np.uint64),
+        part(memory, ends, 11, np.int64),
+        part(memory, ends, 12, np.int64),
+        part(memory, ends, 13, np.float32),
+        part(memory, ends, 14, np.int64),
+        part(memory, ends, 15, np.float32),
+        part(memory, ends, 16, np.uint16),
+        part(memory, ends, 17, np.float32),
+        part(memory, ends, 18, np.int64),
+    )
+
+
 @jit
 def run(
     steps: Any,
@@ -415,9 +462,12 @@ def run(
     keep: bool,
     threshold: int,
     report: Any,
-    const: Any,
-    state: Any,
-    scratch: Any,
+    constants: Any,
+    constant_ends: Any,
+    kept: Any,
+    kept_ends: Any,
+    shared: Any,
+    shared_ends: Any,
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
@@ -425,10 +475,14 @@ def run(
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
     threshold : of changes that leave an input pixel as it was (`normalise.py`); 0 on a first frame.
-    report : int64[n, REPORT].  const, state, scratch : `Constants`, `State`, `Scratch`.
+    report : int64[n, REPORT].
+    constants, kept, shared : memory of the packed `Constants`, `State` and `Scratch`, and their ends.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
     """
+    const = _constants(constants, constant_ends)
+    state = _state(kept, kept_ends)
+    scratch = _scratch(shared, shared_ends)
     report[:] = 0
     for index in range(len(steps)):
         s = steps[index]

@@ -492,7 +492,7 @@ def test_streams_in_threads():
 def test_a_model_never_changes():
     rng, model = np.random.default_rng(0), laid_out(every_kind(np.random.default_rng(1)), MIXED)
     tensors = [array for layer in model.layers for array in layer.tensors().values()]
-    shared = [*tensors, *model.plan.constants, model.plan.steps]
+    shared = [*tensors, *model.plan.constants.views, model.plan.steps]
     before = [array.tobytes() for array in shared]
     check(both(model), clip(rng, model, MOTIONS))
     assert [array.tobytes() for array in shared] == before

@@ -21,6 +21,7 @@ from .kernels import float_conv, row_table, set_rows, sliced, xnor
 from .kernels.elementwise import FIELDS, REGISTER, Op
 from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
+from .kernels.packed import Packed, pack
 from .kernels.simd import aligned
 from .kernels.step import STEP, geometry, segment_offsets, window_starts
 from .kernels.window import scratch_bytes
@@ -105,7 +106,7 @@ class StepInfo:
 class Plan:
     """Steps and constants, ready for `frame.run`; shared by all streams of a model.
 
-    steps : STEP[n].  info : StepInfo of each.  constants : arrays of `frame.run`.
+    steps : STEP[n].  info : StepInfo of each.  constants : of `frame.run`.
     state : elements of the arenas u64, f32, u16, u8 that a stream allocates.  initial_bits : (offset in u64,
     words) to write there once, the borders of padding +1.  scratch : sizes of the arrays the steps share.
     output : (offset in f32, pixels, elements a pixel, channels) of the network's output.
@@ -115,7 +116,7 @@ class Plan:
 
     steps: Array
     info: tuple[StepInfo, ...]
-    constants: Constants
+    constants: Packed[Constants]
     state: dict[str, int]
     initial_bits: tuple[tuple[int, Array], ...]
     scratch: dict[str, int]
@@ -699,7 +700,7 @@ def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = 
     return Plan(
         steps=np.array(b.steps, STEP),
         info=tuple(b.info),
-        constants=Constants(*(arena.build() for arena in b.const.values())),
+        constants=pack(Constants(*(arena.build() for arena in b.const.values()))),
         state={name: arena.size for name, arena in b.state.items()},
         initial_bits=tuple(b.initial_bits),
         scratch=b.scratch,

@@ -12,7 +12,7 @@ from .bits import unpack_signs
 from .decoding import Answer
 from .errors import XnorError
 from .kernels.frame import REPORT, Kind, Path, Scratch, State, run
-from .kernels.simd import aligned
+from .kernels.packed import pack
 from .kernels.step import windows_holding
 from .model import Array, Mode, Model
 from .plan import Plan
@@ -27,8 +27,7 @@ def _scratch(plan: Plan) -> Scratch:
     sizes = plan.scratch
 
     def new(name: str, dtype: Any) -> Array:
-        array: Array = aligned(sizes[name], dtype)
-        return array
+        return np.zeros(sizes[name], dtype)
 
     identity = new("identity", np.int64)
     identity[:] = np.arange(len(identity))
@@ -51,7 +50,7 @@ def _scratch(plan: Plan) -> Scratch:
         band_f32=new("band_f32", np.float32),
         band_u16=new("band_u16", np.uint16),
         patches=new("patches", np.float32),
-        timespec=aligned(2, np.int64),
+        timespec=np.zeros(2, np.int64),
     )
 
 
@@ -85,10 +84,12 @@ class Stream:
         self._plan = plan or model.plan
         self._preprocess = Preprocessor(model.input_rule)
         self._report = np.zeros((len(self._plan.steps), REPORT), np.int64)
-        self._state = State(*(aligned(size + 128, name) for name, size in self._plan.state.items()))
+        state = pack(State(*(np.zeros(size + 128, name) for name, size in self._plan.state.items())))
+        scratch = pack(_scratch(self._plan))
+        self._state, self._scratch = state.views, scratch.views
+        self._arrays = (*self._plan.constants[1:], *state[1:], *scratch[1:])
         for offset, words in self._plan.initial_bits:
             self._state.u64[offset : offset + words.size] = words
-        self._scratch = _scratch(self._plan)
         self._stats: tuple[LayerStats, ...] | None = ()
         self.reset()
 
@@ -133,9 +134,7 @@ class Stream:
             keep,
             0 if afresh else self.threshold,
             self._report,
-            plan.constants,
-            self._state,
-            self._scratch,
+            *self._arrays,
         )
         self._frame_size = frame.shape
         self._stats = None
