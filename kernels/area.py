@@ -85,7 +85,17 @@ def column_blocks(first: Int, weights: Int, channels: int) -> tuple[int, Int, In
 
 @inline
 def _average_columns(
-    strip: Any, size: Any, first: Any, weights: Any, blocks: Any, channels: Any, top: Any, last: Any, out: Any
+    strip: Any,
+    size: Any,
+    first: Any,
+    weights: Any,
+    blocks: Any,
+    channels: Any,
+    top: Any,
+    last: Any,
+    out: Any,
+    begin: Any,
+    pitch: Any,
 ) -> None:
     """Horizontal pass, of the rows of a strip into the output's from `top` to below `last`."""
     columns, taps = weights.shape
@@ -93,16 +103,16 @@ def _average_columns(
     half = splat(_HALF)
     if BYTE_PERMUTE and wide > 0:
         for block in range(len(base)):
-            place, begin, w = load(order, block * 64), get(base, block), block * taps * 64
+            place, at, w = load(order, block * 64), get(base, block), block * taps * 64
             count = min(wide, columns - block * wide) * channels
             for y in range(last - top):
                 low, high = half, half
                 for t in range(taps):
-                    start = y * size + begin + t * channels
+                    start = y * size + at + t * channels
                     picked = pick_bytes(load(strip, start), load(strip, start + 64), place)
                     low = low + widen_half(picked, 0) * load(spread, w + t * 64)
                     high = high + widen_half(picked, 1) * load(spread, w + t * 64 + 32)
-                to = ((top + y) * columns + block * wide) * channels
+                to = begin + (top + y) * pitch + block * wide * channels
                 store_narrowed(out, to, shift_right(low, 8), shift_right(high, 8), count)
         return
     for y in range(last - top):
@@ -112,24 +122,29 @@ def _average_columns(
                 for t in range(taps):
                     byte = np.uint16(get(strip, at + t * channels))
                     total = np.uint16(total + np.uint16(byte * get(weights, x * taps + t)))
-                put(out, ((top + y) * columns + x) * channels + c, np.uint8(total >> np.uint16(8)))
+                put(out, begin + (top + y) * pitch + x * channels + c, np.uint8(total >> np.uint16(8)))
 
 
 @jit
-def average_areas(source: Int, rows: Any, columns: Any, channels: int, strip: Int, out: Int) -> None:
-    """Resize a frame.
+def average_areas(
+    source: Int, rows: Any, columns: Any, channels: int, strip: Int, out: Int, begin: int, pitch: int
+) -> None:
+    """Resize a frame into a part of an image.
 
-    source : uint8[rows, channels * width].  out : uint8[out rows, channels * columns].
+    source : uint8[rows, channels * width].
+    out : uint8[...], the image; the part begins at its element `begin`, and a row of it `pitch` further on.
     rows : (int64[out rows] the first tap, uint16[out rows, taps] weights: zeros behind the last that weighs).
     columns : the same, the first tap in bytes, and `column_blocks` of them.
     strip : uint8, scratch of `strip_size` elements.
     """
     row_first, row_weights = rows
     first, weights, blocks = columns
-    for top in range(0, out.shape[0], BAND):
-        last = min(top + BAND, out.shape[0])
+    for top in range(0, len(row_first), BAND):
+        last = min(top + BAND, len(row_first))
         _average_rows(source, row_first, row_weights, top, last, strip)
-        _average_columns(strip, source.shape[1], first, weights, blocks, channels, top, last, out)
+        _average_columns(
+            strip, source.shape[1], first, weights, blocks, channels, top, last, out, begin, pitch
+        )
 
 
 def strip_size(size: int, channels: int, taps: int) -> int:

@@ -117,13 +117,17 @@ class Preprocessor:
                 for size, full, start, count in zip((height, width), resized, corner, shown, strict=True)
             )
             self._kept = (rows.span, slice(width))
-            kind = _Average if rule.interpolation == "area" else _Resize
-            self._resize = kind(rows, columns, width, rule.channels)
+            if rule.interpolation == "area":
+                pitch = crop[1] * rule.channels
+                begin = place[0] * pitch + place[1] * rule.channels
+                self._resize = _Average(rows, columns, width, rule.channels, begin, pitch)
+            else:
+                self._resize = _Resize(rows, columns, width, rule.channels)
         if shown != crop:
             fill = np.clip(np.round(rule.mean), 0, 255).astype(np.uint8)
             for result in self._results:
                 result[...] = fill
-            if self._resize:
+            if isinstance(self._resize, _Resize):
                 self._inner = [np.empty((*shown, rule.channels), np.uint8) for _ in range(2)]
         if rule.channels == 1:
             self._grey = np.empty(height * width, np.uint8)
@@ -309,16 +313,18 @@ class _Resize:
 
 
 class _Average:
-    """Both passes of "area" for frames of one size, rows first.
+    """Both passes of "area" for frames of one size, rows first, into a part of the result.
 
-    buffers : all arrays but the weights.
+    begin, pitch : of that part, in bytes.  buffers : all arrays but the weights.
     """
 
-    def __init__(self, rows: _Taps, columns: _Taps, width: int, channels: int) -> None:
+    def __init__(
+        self, rows: _Taps, columns: _Taps, width: int, channels: int, begin: int, pitch: int
+    ) -> None:
         self._rows = rows.first - rows.span.start, rows.weights.astype(np.uint16)
         first, weights = columns.first * channels, columns.weights.astype(np.uint16)
         self._columns = first, weights, area.column_blocks(first, weights, channels)
-        self._channels, size = channels, channels * width
+        self._channels, self._part, size = channels, (begin, pitch), channels * width
         self._copy = np.empty((rows.span.stop - rows.span.start) * size, np.uint8)
         self._strip = np.zeros(area.strip_size(size, channels, weights.shape[1]), np.uint8)
         self.buffers = (self._copy, self._strip)
@@ -326,5 +332,5 @@ class _Average:
     def __call__(self, frame: Frame, last: Frame, result: Frame) -> None:
         """frame : the rows that are read, uint8[rows, width, channels].  last : not looked at."""
         flat = _for_kernels(frame, self._copy).reshape(frame.shape[0], -1)
-        out = result.reshape(len(result), -1)
-        area.average_areas(flat, self._rows, self._columns, self._channels, self._strip, out)
+        tables = self._rows, self._columns, self._channels
+        area.average_areas(flat, *tables, self._strip, result.reshape(-1), *self._part)
