@@ -468,6 +468,8 @@ def run(
     kept_ends: Any,
     shared: Any,
     shared_ends: Any,
+    output: Any,
+    values: Any,
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
@@ -477,6 +479,8 @@ def run(
     threshold : of changes that leave an input pixel as it was (`normalise.py`); 0 on a first frame.
     report : int64[n, REPORT].
     constants, kept, shared : memory of the packed `Constants`, `State` and `Scratch`, and their ends.
+    output : (offset in f32, pixels, elements a pixel, channels) of the output.  values : float32[pixels *
+    channels], where it is copied to.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
     """
@@ -519,3 +523,7 @@ def run(
                 _binary_conv(s, e, fused, all_pixels, keep, const, state, scratch, here, e_report)
             continue
         here[3] = now(scratch.timespec) - begin
+    offset, pixels, stride, channels = output
+    for p in range(pixels):
+        for c in range(channels):
+            put(values, p * channels + c, get(state.f32, offset + p * stride + c))

@@ -127,6 +127,7 @@ class Stream:
         afresh = started != frame.shape
         keep = self.mode == "cached"
         plan = self._plan
+        values: Array = np.empty(plan.output[1] * plan.output[3], np.float32)
         run(
             plan.steps,
             pixels.reshape(-1),
@@ -135,12 +136,12 @@ class Stream:
             0 if afresh else self.threshold,
             self._report,
             *self._arrays,
+            plan.output,
+            values,
         )
         self._frame_size = frame.shape
         self._stats = None
-        offset, count, stride, channels = plan.output
-        values: npt.NDArray[np.float32] = self._state.f32[offset : offset + count * stride]
-        return values.reshape(count, stride)[:, :channels].flatten()
+        return values
 
     @property
     def stats(self) -> tuple[LayerStats, ...]:
