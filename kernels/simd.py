@@ -59,6 +59,7 @@ class _VectorModel(models.PrimitiveModel):
 register_model(Vector)(_VectorModel)
 
 U64 = Vector(types.uint64)
+U8 = Vector(types.uint8)
 U16 = Vector(types.uint16)
 I32V = Vector(types.int32)
 F32V = Vector(types.float32)
@@ -593,6 +594,62 @@ def widen_half(_typing: Any, value: Any, half: Any) -> Any:
         return builder.zext(builder.shuffle_vector(args[0], args[0], order), ir.VectorType(I16, 32))
 
     return U16(value, half), emit
+
+
+@intrinsic
+def interleave(_typing: Any, a: Any, b: Any, half: Any) -> Any:
+    """Bytes of two vectors in turn: of each 16 the lower or upper eight, half a literal 0 or 1."""
+    if not isinstance(half, types.IntegerLiteral):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        first = [16 * lane + 8 * half.literal_value + i for lane in range(4) for i in range(8)]
+        order = ir.Constant(ir.VectorType(I32, 64), [i for each in first for i in (each, 64 + each)])
+        return builder.shuffle_vector(args[0], args[1], order)
+
+    return a(a, b, half), emit
+
+
+@intrinsic
+def join_high(_typing: Any, low: Any, high: Any) -> Any:
+    """The upper bytes of uint16 lanes, in the order that `interleave` took apart."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b = (builder.bitcast(value, ir.VectorType(I8, 64)) for value in args)
+        first = [16 * lane + 2 * i + 1 for lane in range(4) for i in range(8)]
+        order = [
+            i
+            for lane in range(0, 32, 8)
+            for i in (*first[lane : lane + 8], *(64 + j for j in first[lane : lane + 8]))
+        ]
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 64), order))
+
+    return U8(low, high), emit
+
+
+@intrinsic
+def add_products(_typing: Any, weights: Any, values: Any) -> Any:
+    """uint16 lanes: sums of two products, weight * (value - 128), modulo 2 ** 16.
+
+    weights : uint16 lanes of two bytes each, whose sum is at most 256.  values : 64 bytes.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pairs, lanes = ir.VectorType(I8, 64), ir.VectorType(I16, 32)
+        weight = builder.bitcast(args[0], pairs)
+        value = builder.xor(args[1], splat_value(builder, I8(128), 64))
+        if target_has(context, "avx512bw"):
+            kind, name = ir.FunctionType(lanes, [pairs, pairs]), "llvm.x86.avx512.pmaddubs.w.512"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), (weight, value))
+        products = []
+        for first in range(2):
+            order = ir.Constant(ir.VectorType(I32, 32), list(range(first, 64, 2)))
+            unsigned_part = builder.zext(builder.shuffle_vector(weight, weight, order), lanes)
+            signed_part = builder.sext(builder.shuffle_vector(value, value, order), lanes)
+            products.append(builder.mul(unsigned_part, signed_part))
+        return builder.add(*products)
+
+    return weights(weights, values), emit
 
 
 @intrinsic

@@ -321,12 +321,12 @@ class _Average:
     def __init__(
         self, rows: _Taps, columns: _Taps, width: int, channels: int, begin: int, pitch: int
     ) -> None:
-        self._rows = rows.first - rows.span.start, rows.weights.astype(np.uint16)
-        first, weights = columns.first * channels, columns.weights.astype(np.uint16)
-        self._columns = first, weights, area.column_blocks(first, weights, channels)
+        self._rows = area.paired(rows.first - rows.span.start, rows.weights)
+        pairs = area.paired(columns.first, columns.weights)
+        self._columns = *pairs, area.column_blocks(*pairs, channels)
         self._channels, self._part, size = channels, (begin, pitch), channels * width
         self._copy = np.empty((rows.span.stop - rows.span.start) * size, np.uint8)
-        self._strip = np.zeros(area.strip_size(size, channels, weights.shape[1]), np.uint8)
+        self._strip = np.zeros(area.strip_size(size), np.uint8)
         self.buffers = (self._copy, self._strip)
 
     def __call__(self, frame: Frame, last: Frame, result: Frame) -> None:
