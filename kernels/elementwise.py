@@ -14,7 +14,21 @@ import numpy as np
 
 from .bitpack import pack_pixel
 from .jit import jit
-from .simd import clip, counts_to_dots, differs, divide, exp, get, load, prelu, put, relu, splat, store
+from .simd import (
+    clip,
+    counts_to_dots,
+    differs,
+    divide,
+    exp,
+    get,
+    load,
+    nonnegative_bits,
+    prelu,
+    put,
+    relu,
+    splat,
+    store,
+)
 
 #: float32 values a register holds (4 KB), or one pixel's channels where those are more.
 REGISTER = 1024
@@ -37,9 +51,12 @@ class Op(IntEnum):
     PRELU = 9  #: r, source register, constants slope
     CLIP = 10  #: r, source register, constants low and high, one of each
     SOFTMAX = 11  #: r, source register, channels
+    OWN_SIGN = (
+        12  #: -, uint64 bits, words a pixel, channels, constants scale and shift: of OWN_VALUES, at once
+    )
 
 
-LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP, SOFTMAX = (
+LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP, SOFTMAX, OWN_SIGN = (
     int(op) for op in Op
 )
 
@@ -99,6 +116,20 @@ def run_program(
                     for lane in range(0, width, 16):
                         value = load(own_values, slots[first + i] * width + lane)
                         store(registers, target + i * width + lane, value)
+            elif op == OWN_SIGN:  # what stands behind a stem, at every pixel it computes
+                shift_at = program[at + 6]
+                for i in range(n):
+                    source, to = slots[first + i] * width, a + pixels[first + i] * b
+                    for word in range(b):
+                        signs = np.uint64(0)
+                        for lane in range(0, min(64, c - word * 64), 16):
+                            own = word * 64 + lane
+                            scale, shift = load(constants, d + own), load(constants, shift_at + own)
+                            value = load(own_values, source + own) * scale + shift
+                            signs |= nonnegative_bits(value) << np.uint64(lane)
+                        if c - word * 64 < 64:
+                            signs &= (np.uint64(1) << np.uint64(c - word * 64)) - np.uint64(1)
+                        put(bits, to + word, signs)
             elif op == AFFINE:
                 source = a * span
                 for lane in range(0, width, 16):

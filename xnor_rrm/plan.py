@@ -467,7 +467,7 @@ class _Program:
 
     def __init__(self, builder: _Builder, width: int, group: list[Layer], own: str) -> None:
         self._b, self._width, self._own = builder, width, own
-        self._reads_sums = builder.fuse or not group
+        self._reads_sums, self._alone = builder.fuse or not group, len(group) == 2
         self._uses: dict[str, int] = {}
         for layer in group:
             for name in layer.inputs:
@@ -520,7 +520,13 @@ class _Program:
             h, w, c = self._b.model.shapes[layer.name]
             words = -(-c // 64)
             self._b.bits[layer.name] = self._b.state["uint64"].reserve(h * w * words)
-            self._emit(Op.SIGN, sources[0], self._b.bits[layer.name], words, c)
+            to = self._b.bits[layer.name], words, c
+            if self._alone and [Op(op) for op, *_ in self.code] == [Op.OWN_VALUES, Op.AFFINE]:
+                scale, shift = self.code.pop()[3:5]
+                self.code.clear()
+                self._emit(Op.OWN_SIGN, 0, *to, scale, shift)
+            else:
+                self._emit(Op.SIGN, sources[0], *to)
             return
         target = self._new(layer.name)
         if isinstance(layer, Affine):
