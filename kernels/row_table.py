@@ -37,11 +37,11 @@ def build_table(weight: Any, channels: int, step: Any) -> Any:
 
     T > 1 : uint64[kH, Cin, stride, length, W], closed by zeros. Lane p of a load at entry e reads entry
     e + p, so tap q of phase r (column r + q * stride of the window) stands at entry length - T - q.
-    T = 1 : uint64[kH, reach, Cin + 1, W], a column's last row zero: all rows of a tap lie together.
+    T = 1 : uint64[kH, kW, Cin + 1, W], a column's last row zero: all rows of a tap lie together. Behind each
+    tap of a dilated window the shift falls by (dilation - 1) * column_step: columns it leaves out have no rows.
     """
     cout, kh, kw, _ = weight.shape
     stride, dilation, tile, out_words = (int(step[name]) for name in ("sw", "dw", "tile", "out_words"))
-    reach = (kw - 1) * dilation + 1
     channel = np.arange(channels)
     bits = weight[..., channel // 64] >> (channel % 64).astype(np.uint64) & np.uint64(1)
     rows = np.zeros((kh, kw, channels, out_words * 64), np.uint8)
@@ -49,6 +49,7 @@ def build_table(weight: Any, channels: int, step: Any) -> Any:
     packed = np.packbits(rows, axis=-1, bitorder="little").view(np.uint64)
 
     if tile > 1:
+        reach = (kw - 1) * dilation + 1
         length = 2 * tile + -(-reach // stride) - 2
         body = kh * channels * stride * length * out_words
         flat = aligned(body + out_words + 8, np.uint64)
@@ -63,11 +64,11 @@ def build_table(weight: Any, channels: int, step: Any) -> Any:
         )  # fmt: skip
     else:
         column = (channels + 1) * out_words
-        flat = aligned(kh * reach * column + 8, np.uint64)
-        flat[:-8].reshape(kh, reach, channels + 1, out_words)[:, ::dilation, :channels] = packed
+        flat = aligned(kh * kw * column + 8, np.uint64)
+        flat[:-8].reshape(kh, kw, channels + 1, out_words)[:, :, :channels] = packed
         found_by = dict(
             channel_step=out_words, phases=1, column_step=column, place_step=-stride * column,
-            row_step=reach * column, nowhere=channels * out_words,
+            row_step=kw * column, nowhere=channels * out_words,
         )  # fmt: skip
     for name, value in (found_by | {"table_size": len(flat)}).items():
         step[name] = value

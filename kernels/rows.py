@@ -236,6 +236,7 @@ def _update_tiles(
     out_words, tile, lanes, wo, kh, sw = s.out_words, s.tile, s.lanes, s.wo, s.kh, s.sw
     step_y, step_k, pitch = s.dh * (s.wp + 1), s.dw, s.wp + 1
     row_step, place_step, origin = s.row_step, s.place_step, s.origin
+    tap_step = splat(np.int32((1 - s.dw) * s.column_step))
     runs = s.segments // kh
     columns = s.kw if runs == 1 else 1
     vectors, words = max(1, out_words // 8), min(8, out_words)
@@ -278,6 +279,7 @@ def _update_tiles(
                     up += n & low
                     down += n >> np.int64(32)
                     at += step_k
+                    shift = shift + tap_step
                 line += step_y
                 place += row_step
             store(risen_places, up, nowhere)

@@ -109,7 +109,7 @@ def conv_set_rows(
         for ky in range(s.kh):
             for kx in range(s.kw):
                 tap = ky * s.dh * width + kx * s.dw
-                shift = ky * s.row_step + kx * s.dw * s.column_step + vector * 8
+                shift = ky * s.row_step + kx * s.column_step + vector * 8
                 for i in range(count):
                     at = get(windows, get(pixels, i)) // words + tap
                     first, last = get(starts, at), get(starts, at + 1)

@@ -10,6 +10,8 @@ the very functions whose gradients train the binary network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,22 +47,22 @@ class BinaryConv(nn.Conv2d):
 
 
 class Body(nn.Sequential):
-    """Image to 256 channels at a sixteenth of its size.
+    """Image to the channels of the last layer, at the strides of all of them.
 
     A float stem takes the image in patches of 4x4 pixels that do not overlap. Then there are signs alone
     between 3x3 layers, so what does not change stays local: a pixel is of one patch, and a changed sum that
     crosses no limit ends there. Most layers are wide and on small maps: a flipped bit costs a row of weights
     an output pixel, whatever the width up to 512, so that width is nearly free in a cached frame.
+
+    layers : (channels, stride, dilation) of the binary layers; the last one's sums leave as floats.
     """
 
     STEM = 64
-    #: Channels, stride and dilation of the binary layers; the last one's sums leave as floats.
-    LAYERS = ((128, 2, 1), (128, 1, 1), (256, 2, 1), (512, 1, 1), (512, 1, 2), (256, 1, 1))
 
-    def __init__(self, *, binary: bool) -> None:
+    def __init__(self, layers: Sequence[tuple[int, int, int]], *, binary: bool) -> None:
         cin = self.STEM
         modules: list[nn.Module] = [nn.Conv2d(3, cin, 4, stride=4, bias=False), nn.BatchNorm2d(cin)]
-        for cout, stride, dilation in self.LAYERS:
+        for cout, stride, dilation in layers:
             conv = BinaryConv if binary else nn.Conv2d
             modules += [
                 Sign() if binary else nn.Hardtanh(),
@@ -71,9 +73,9 @@ class Body(nn.Sequential):
         super().__init__(*modules, nn.PReLU(cin))
 
 
-def head(maps: int) -> nn.Conv2d:
-    """1x1, from the body's channels to maps for each of the 2x2 cells of a place, with small weights."""
-    conv = nn.Conv2d(Body.LAYERS[-1][0], 4 * maps, 1)
+def head(channels: int, maps: int) -> nn.Conv2d:
+    """1x1, from a body's channels to maps for each of the 2x2 cells of a place, with small weights."""
+    conv = nn.Conv2d(channels, 4 * maps, 1)
     with torch.no_grad():
         conv.weight.normal_(0, 0.01)
         conv.bias.zero_()

@@ -34,6 +34,8 @@ from xnor_rrm.preprocess import Preprocessor
 SIZE, CELL = (192, 320), 8
 CELLS = (SIZE[0] // CELL, SIZE[1] // CELL)
 DECODING = BoxDecoding(cell=CELL, split=2)
+#: Channels, stride and dilation. Dilated as for the key points, they find small persons worse (AP50 0.37).
+LAYERS = ((128, 2, 1), (128, 1, 1), (256, 2, 1), (512, 1, 1), (512, 1, 1), (256, 1, 1))
 #: How often each clip is drawn: by what there is to learn from it.
 SHARES = {"vtest.avi": 6, "imagenet_sample224": 3, "bikes.mp4": 2, "biking.avi": 1.5, "highway.mp4": 1.5}
 
@@ -43,7 +45,7 @@ class PersonDetector(nn.Module):
 
     def __init__(self, *, binary: bool = True) -> None:
         super().__init__()
-        self.body, self.head = Body(binary=binary), head(5)
+        self.body, self.head = Body(LAYERS, binary=binary), head(LAYERS[-1][0], 5)
         with torch.no_grad():
             self.head.bias.copy_(torch.tensor([-4.0, 0.5, 0.5, 0.5, 0.5]).repeat(4))
 
@@ -222,7 +224,7 @@ def make_batch(clips: Sequence[Clip], rng: Rng, size: int) -> Batch:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, steps=2600, batch=24, lr=2e-3, calm=2.0).parse_args(argv)
+    args = arguments(__doc__, steps=2400, batch=24, lr=2e-3, calm=2.0).parse_args(argv)
     labels: Path = args.labels or default_folder()
     training = [Clip.load(labels, stem(clip)) for clip in PERSON_TRAIN]
     held_out = [Clip.load(labels, stem(clip)) for clip in PERSON_HELD_OUT]

@@ -38,6 +38,8 @@ BONES = (
     *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
 )
 DECODING = PointDecoding(cell=CELL, bones=BONES, split=2)
+#: Channels, stride, dilation. A point is placed by what is seen of the whole person.
+LAYERS = ((128, 2, 1), (128, 1, 1), (256, 2, 1), (512, 1, 1), (512, 1, 2), (256, 1, 1))
 MIRRORED = [0, *(i + 1 if i % 2 else i - 1 for i in range(1, 17))]
 #: A point scored below this has an empty map; between it and SEEN a map does not count.
 HIDDEN = 0.15
@@ -50,7 +52,7 @@ class PoseNetwork(nn.Module):
 
     def __init__(self, *, binary: bool = True) -> None:
         super().__init__()
-        self.body, self.head = Body(binary=binary), head(17)
+        self.body, self.head = Body(LAYERS, binary=binary), head(LAYERS[-1][0], 17)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
