@@ -38,7 +38,7 @@ def build_table(weight: Any, channels: int, step: Any) -> Any:
     T > 1 : uint64[kH, Cin, stride, length, W], closed by zeros. Lane p of a load at entry e reads entry
     e + p, so tap q of phase r (column r + q * stride of the window) stands at entry length - T - q.
     T = 1 : uint64[kH, kW, Cin + 1, W], a column's last row zero: all rows of a tap lie together. Behind each
-    tap of a dilated window the shift falls by (dilation - 1) * column_step: columns it leaves out have no rows.
+    tap of a dilated window the shift falls by (dilation - 1) * column_step: columns left out have no rows.
     """
     cout, kh, kw, _ = weight.shape
     stride, dilation, tile, out_words = (int(step[name]) for name in ("sw", "dw", "tile", "out_words"))
