@@ -491,6 +491,14 @@ def test_the_readme_shows_the_least_the_middle_and_the_greatest():
     assert shown == [("person", 1.5), ("pose", 1), ("pose", 3), ("pose", 5)]
 
 
+def test_all_layers_are_told_apart_from_the_whole():
+    layers = [{"dense_ms": 1.5, "cached_ms": 0.25}, {"dense_ms": 0.5, "cached_ms": 0.25}]
+    rows = tables.bench_rows(
+        [bench_of("pose", "a", speedup=2.5, binary_speedup=6, per_layer=each) for each in (layers, [])]
+    )
+    assert [row[5:7] for row in rows] == [("4x", "2.5x"), ("-", "2.5x")]
+
+
 def test_accuracy_is_told_with_the_twin_where_there_is_one(tmp_path):
     for each in (evaluation("person", "a", 0.5, 0.45, "ap50"), evaluation("pose", "c", None, 0.9, "pck")):
         output.write(tmp_path, f"evaluate_{each['model']}", each)
