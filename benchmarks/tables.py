@@ -37,8 +37,8 @@ BENCH = """## Whole networks
 
 From the raw frame to the logits; dense and cached streams take turns, and PyTorch and OpenVINO with them:
 these two without resizing and cropping ("preprocess"), as are *all layers*. OpenVINO has the same graph,
-binary where ours is (`benchmarks/openvino_network.py`). *Overhead* is what is neither preprocessing nor in a step of the compiled
-plan: Python and dispatch, as a share of the cached frame.
+binary where ours is (`benchmarks/openvino_network.py`). *Overhead* is what is neither preprocessing nor in a
+step of the compiled plan: Python and dispatch, as a share of the cached frame.
 """
 ACCURACY = """## Accuracy
 
