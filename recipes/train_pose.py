@@ -1,8 +1,8 @@
 """Trains a binary network for the 17 key points (COCO's) of one person: heat maps at an eighth of 256x192.
 
     python recipes/label.py --data FOLDER
-    python recipes/train_pose.py --out runs/pose
-    python recipes/train_pose.py --out runs/pose_float --float     # its float twin, for comparison
+    python recipes/train_pose.py --out runs/pose_float --float     # its float twin, to begin with
+    python recipes/train_pose.py --out runs/pose --start runs/pose_float/pose_float.pth
 
 Targets and loss are those of SimpleBaseline (Xiao et al., 2018): a Gaussian of a cell round each point,
 squared error. Output: 17 maps of 32x24 cells; xnor_rrm.decoding.PointDecoding finds their peaks. Trained on
@@ -166,7 +166,7 @@ def training_clips(folder: Path) -> list[Clip]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, steps=3000, batch=24, lr=2e-3, calm=0.2).parse_args(argv)
+    args = arguments(argv, __doc__, steps=(3000, 1500), batch=24, calm=0.2)
     labels: Path = args.labels or default_folder()
     training = training_clips(labels)
     dance = Clip.load(labels, DANCE)

@@ -39,33 +39,41 @@ STEP = 16
 #: engine computes without a table: `export` moves the difference into the first layer.
 FILL, SCALE = (124, 116, 104), 64.0
 
-#: Of random binary weights, of all layers alike: by it and the learning rate, how soon a sign changes.
-SPREAD = 1 / 24
-
 Batch = tuple[Tensor, ...]
 
 
-def arguments(description: str | None, **defaults: float) -> argparse.ArgumentParser:
-    """The options that every recipe has; `defaults` are those of steps, batch, lr and calm."""
+def arguments(
+    argv: Sequence[str] | None,
+    description: str | None,
+    *,
+    batch: int,
+    calm: float,
+    steps: tuple[int, int],
+    lr: tuple[float, float] = (2e-3, 1e-3),
+) -> argparse.Namespace:
+    """The options that every recipe has.
+
+    steps, lr : of the float twin, and of the binary network, which begins with the twin's weights.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--labels", type=Path, help="folder that label.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--float", action="store_true", help="train the float twin")
-    parser.add_argument("--steps", type=int, default=int(defaults["steps"]))
-    parser.add_argument("--batch", type=int, default=int(defaults["batch"]))
-    parser.add_argument("--lr", type=float, default=defaults["lr"])
-    parser.add_argument("--start", type=Path, help="a .pth to begin with in place of random weights")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--lr", type=float, help="the highest learning rate")
+    parser.add_argument("--start", type=Path, help="weights to begin with: the float twin's .pth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps between validations")
     parser.add_argument("--minutes", type=float, default=3, help="between checkpoints")
-    parser.add_argument(
-        "--calm", type=float, default=defaults["calm"], help="weight of changes between frames"
-    )
+    parser.add_argument("--calm", type=float, default=calm, help="weight of changes between frames")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 layers, but for the last tenth")
-    return parser
+    args = parser.parse_args(argv)
+    args.steps, args.lr = args.steps or steps[not args.float], args.lr or lr[not args.float]
+    return args
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -114,9 +122,7 @@ def train(
     torch.manual_seed(args.seed)
     model = make()
     for each in model.modules():
-        if isinstance(each, BinaryConv):
-            nn.init.normal_(each.weight, std=SPREAD)
-        elif isinstance(each, nn.Conv2d) and each.bias is None:
+        if isinstance(each, nn.Conv2d) and each.bias is None:
             nn.init.kaiming_normal_(each.weight)
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint, curve_file = args.out / "checkpoint.pt", args.out / "curve.json"
