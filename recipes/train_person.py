@@ -1,8 +1,11 @@
 """Trains a binary detector of persons for cameras: heat map and boxes at an eighth of the image, no anchors.
 
     python recipes/label.py --data FOLDER
-    python recipes/train_person.py --out runs/person_float --float     # its float twin, to begin with
-    python recipes/train_person.py --out runs/person --start runs/person_float/person_float.pth
+    python recipes/train_person.py --out runs/person
+    python recipes/train_person.py --out runs/person_float --float     # its float twin, for comparison
+
+The binary network begins with random weights. With the twin's it learns its clips better, but not those held
+out: after 1,500 steps its heat's loss was 0.72 for 0.85, and AP50 on pets2001 0.41 for 0.44.
 
 Targets and losses follow CenterNet and TTFNet (Liu et al., 2020): a Gaussian at each person's centre under a
 focal loss, and the distances to the box's four sides, learnt by IoU wherever that Gaussian is not small.
@@ -225,7 +228,7 @@ def make_batch(clips: Sequence[Clip], rng: Rng, size: int) -> Batch:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, __doc__, steps=(3000, 1500), batch=24, calm=2.0)
+    args = arguments(argv, __doc__, steps=(3000, 3000), lr=(2e-3, 2e-3), batch=24, calm=2.0)
     labels: Path = args.labels or default_folder()
     training = [Clip.load(labels, stem(clip)) for clip in PERSON_TRAIN]
     held_out = [Clip.load(labels, stem(clip)) for clip in PERSON_HELD_OUT]

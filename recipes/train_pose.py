@@ -166,7 +166,7 @@ def training_clips(folder: Path) -> list[Clip]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, __doc__, steps=(3000, 1500), batch=24, calm=0.2)
+    args = arguments(argv, __doc__, steps=(3000, 1500), lr=(2e-3, 1e-3), batch=24, calm=0.2)
     labels: Path = args.labels or default_folder()
     training = training_clips(labels)
     dance = Clip.load(labels, DANCE)

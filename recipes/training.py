@@ -49,12 +49,9 @@ def arguments(
     batch: int,
     calm: float,
     steps: tuple[int, int],
-    lr: tuple[float, float] = (2e-3, 1e-3),
+    lr: tuple[float, float],
 ) -> argparse.Namespace:
-    """The options that every recipe has.
-
-    steps, lr : of the float twin, and of the binary network, which begins with the twin's weights.
-    """
+    """The options that every recipe has.  steps, lr : of the float twin, and of the binary network."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,7 +61,7 @@ def arguments(
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, help="the highest learning rate")
-    parser.add_argument("--start", type=Path, help="weights to begin with: the float twin's .pth")
+    parser.add_argument("--start", type=Path, help="a .pth to begin with in place of random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps between validations")

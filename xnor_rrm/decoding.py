@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelError
-from .kernels.peaks import find_boxes, find_points
 
 Array = npt.NDArray[np.float32]
 Task = Literal["classification", "detection", "pose"]
@@ -119,6 +118,8 @@ class BoxDecoding:
 
     def decode(self, maps: Array, placement: Placement) -> Detections:
         """maps : float32[h, w, C + 4], before they are split.  O(h w C), and O(N ** 2) of the peaks."""
+        from .kernels.peaks import find_boxes  # loads Numba, which a model alone does without
+
         classes = self.labels_of(maps.shape[2])
         limit = np.float32(math.log(self.threshold / (1 - self.threshold)))
         sizes = self.split, classes, float(self.cell), limit, self.overlap, min(self.most, maps.size)
@@ -159,6 +160,8 @@ class PointDecoding:
 
     def decode(self, maps: Array, placement: Placement) -> KeyPoints:
         """maps : float32[h, w, K], before they are split.  O(h w K)."""
+        from .kernels.peaks import find_points  # as above
+
         sizes = self.split, self.labels_of(maps.shape[2]), float(self.cell)
         points, scores = find_points(np.ascontiguousarray(maps), *sizes, placement.as_floats())
         return KeyPoints(points, scores, scores >= np.float32(self.threshold))
