@@ -51,6 +51,35 @@ def _is_peak(maps: Any, size: Any, height: int, width: int, y: int, x: int, labe
 
 
 @jit
+def _list_peaks(maps: Any, size: Any, height: int, width: int, classes: int, limit: Any) -> Any:
+    """Logits and int64[n, 3] y, x and class of all peaks of at least `limit`, the highest first."""
+    above, count = 0, 0
+    for value in maps:  # the distances too: an upper limit is enough
+        above += value >= limit
+    logits, places = np.empty(above, np.float32), np.empty((above, 3), np.int64)
+    for y in range(height):
+        for x in range(width):
+            at = _at(size, y, x)
+            for label in range(classes):
+                logit = maps[at + label]
+                if logit >= limit and _is_peak(maps, size, height, width, y, x, label, logit):
+                    logits[count] = logit
+                    places[count] = y, x, label
+                    count += 1
+    order = np.argsort(-logits[:count], kind="mergesort")
+    return logits[order], places[order]
+
+
+@jit
+def _covers(a: Any, b: Any, overlap: float) -> bool:
+    """Whether two boxes share more than `overlap` of their union."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    shared = width * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    return shared > overlap * (area_a + area_b - shared)
+
+
+@jit
 def find_boxes(
     maps: Any, split: int, classes: int, cell: float, limit: Any, overlap: float, most: int, placement: Any
 ) -> Any:
@@ -60,56 +89,33 @@ def find_boxes(
     Of the 4 * most surest peaks a box is dropped that shares more than `overlap` of the union with a surer
     one of its class; `most` boxes at most.  O(h w), and O(n ** 2) of the peaks.
     """
-    height, width, flat = maps.shape[0] * split, maps.shape[1] * split, maps.reshape(-1)
-    size = maps.shape[1], split, classes + 4
-    count, above = 0, 0
-    for logit in flat:  # the distances too: an upper limit is enough
-        above += logit >= limit
-    logits, places = np.empty(above, np.float32), np.empty((above, 3), np.int64)
-    for y in range(height):
-        for x in range(width):
-            at = _at(size, y, x)
-            for label in range(classes):
-                logit = flat[at + label]
-                if logit >= limit and _is_peak(flat, size, height, width, y, x, label, logit):
-                    logits[count] = -logit
-                    places[count] = y, x, label
-                    count += 1
-    logits = logits[:count]
-    order = np.argsort(logits, kind="mergesort")[: 4 * most]
-
-    boxes, kept = np.empty((min(most, len(order)), 4)), np.empty(min(most, len(order)), np.int64)
+    flat, size = maps.reshape(-1), (maps.shape[1], split, classes + 4)
+    logits, places = _list_peaks(flat, size, maps.shape[0] * split, maps.shape[1] * split, classes, limit)
+    room = min(most, len(logits))
+    boxes, placed = np.empty((room, 4)), np.empty((room, 4), np.float32)
+    scores, labels, sides = np.empty(room, np.float32), np.empty(room, np.int64), np.empty(4)
     n = 0
-    for candidate in order:
-        if n == most:
+    for i in range(min(4 * most, len(logits))):
+        if n == room:
             break
-        y, x, label = places[candidate]
+        y, x, label = places[i]
         at = _at(size, y, x) + classes
-        sides = np.empty(4)
         for side in range(4):
             distance = np.float64(flat[at + side])
             sides[side] = exp(_held(0.0 if isnan(distance) else distance, -4.0, 4.0)) * cell
-        x0, y0 = (x + 0.5) * cell - sides[0], (y + 0.5) * cell - sides[1]
-        x1, y1 = (x + 0.5) * cell + sides[2], (y + 0.5) * cell + sides[3]
-        area, free = (x1 - x0) * (y1 - y0), True
+        box = boxes[n]
+        box[0], box[1] = (x + 0.5) * cell - sides[0], (y + 0.5) * cell - sides[1]
+        box[2], box[3] = (x + 0.5) * cell + sides[2], (y + 0.5) * cell + sides[3]
+        free = True
         for other in range(n):
-            if places[kept[other], 2] == label:
-                a, b, c, d = boxes[other]
-                shared = max(0.0, min(x1, c) - max(x0, a)) * max(0.0, min(y1, d) - max(y0, b))
-                free &= not shared > overlap * (area + (c - a) * (d - b) - shared)
+            free &= labels[other] != label or not _covers(box, boxes[other], overlap)
         if free:
-            boxes[n] = x0, y0, x1, y1
-            kept[n] = candidate
+            placed[n, :2] = _to_frame(box[0], box[1], placement)
+            placed[n, 2:] = _to_frame(box[2], box[3], placement)
+            scores[n] = 1 / (1 + exp(-np.float64(logits[i])))
+            labels[n] = label
             n += 1
-
-    placed, scores, labels = np.empty((n, 4), np.float32), np.empty(n, np.float32), np.empty(n, np.int64)
-    for i in range(n):
-        x0, y0, x1, y1 = boxes[i]
-        placed[i, :2] = _to_frame(x0, y0, placement)
-        placed[i, 2:] = _to_frame(x1, y1, placement)
-        scores[i] = 1 / (1 + exp(np.float64(logits[kept[i]])))
-        labels[i] = places[kept[i], 2]
-    return placed, scores, labels
+    return placed[:n].copy(), scores[:n].copy(), labels[:n].copy()
 
 
 @jit
