@@ -43,7 +43,8 @@ step of the compiled plan: Python and dispatch, as a share of the cached frame.
 ACCURACY = """## Accuracy
 
 `xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that it was not
-trained on. *Twin*: the same network in float, trained the same way.
+trained on. *Twin*: the same network in float, of the same data, losses and steps; `pose` then begins with
+its twin's weights and has half as many steps more (recipes/README.md).
 
 """
 PIPELINE = """## From file to answers

@@ -16,11 +16,11 @@ from .bitpack import diff_into_padded
 from .clock import now
 from .elementwise import run_program
 from .float_conv import conv_float
-from .jit import inline, jit
+from .jit import jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
 from .normalise import convert_patches, normalise
-from .packed import part
+from .packed import F32, I32, I64, U8, U16, U64, unpacker
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
@@ -62,45 +62,47 @@ class Path(IntEnum):
 class Constants(NamedTuple):
     """The plan's weights and tables, one array a dtype."""
 
-    u64: Any
-    f32: Any
-    i64: Any
-    i32: Any
-    u16: Any
+    u64: U64
+    f32: F32
+    i64: I64
+    i32: I32
+    u16: U16
 
 
 class State(NamedTuple):
     """All a stream remembers, one array a dtype."""
 
-    u64: Any
-    f32: Any
-    u16: Any
-    u8: Any
+    u64: U64
+    f32: F32
+    u16: U16
+    u8: U8
 
 
 class Scratch(NamedTuple):
     """Arrays that the steps of a frame use in turn."""
 
-    risen: Any
-    fallen: Any
-    starts: Any
-    list_words: Any
-    risen_places: Any
-    fallen_places: Any
-    counts: Any
-    set_entries: Any
-    set_starts: Any
-    set_ones: Any
-    set_sums: Any
-    pixels: Any
-    more_pixels: Any
-    registers: Any
-    identity: Any  # 0, 1, 2, ...
-    band_f32: Any
-    band_u16: Any
-    patches: Any
-    timespec: Any
+    risen: I32
+    fallen: I32
+    starts: I64
+    list_words: U64
+    risen_places: I32
+    fallen_places: I32
+    counts: I64
+    set_entries: I32
+    set_starts: I64
+    set_ones: I64
+    set_sums: U64
+    pixels: I64
+    more_pixels: I64
+    registers: F32
+    identity: I64  # 0, 1, 2, ...
+    band_f32: F32
+    band_u16: U16
+    patches: F32
+    timespec: I64
 
+
+_constants, _state, _scratch = unpacker(Constants), unpacker(State), unpacker(Scratch)
 
 #: What a step reports of a frame: path, flips (binary) or (of the input step) pixels that the threshold held
 #: back, outputs computed, nanoseconds.
@@ -406,52 +408,6 @@ def _binary_conv(
     report[3] = now(scratch.timespec) - begin
     if fused:
         e_report[0] = DENSE if all_pixels else CHANGED if e_report[2] else CLEAN
-
-
-@inline
-def _constants(memory: Any, ends: Any) -> Any:
-    return Constants(
-        part(memory, ends, 0, np.uint64),
-        part(memory, ends, 1, np.float32),
-        part(memory, ends, 2, np.int64),
-        part(memory, ends, 3, np.int32),
-        part(memory, ends, 4, np.uint16),
-    )
-
-
-@inline
-def _state(memory: Any, ends: Any) -> Any:
-    return State(
-        part(memory, ends, 0, np.uint64),
-        part(memory, ends, 1, np.float32),
-        part(memory, ends, 2, np.uint16),
-        part(memory, ends, 3, np.uint8),
-    )
-
-
-@inline
-def _scratch(memory: Any, ends: Any) -> Any:
-    return Scratch(
-        part(memory, ends, 0, np.int32),
-        part(memory, ends, 1, np.int32),
-        part(memory, ends, 2, np.int64),
-        part(memory, ends, 3, np.uint64),
-        part(memory, ends, 4, np.int32),
-        part(memory, ends, 5, np.int32),
-        part(memory, ends, 6, np.int64),
-        part(memory, ends, 7, np.int32),
-        part(memory, ends, 8, np.int64),
-        part(memory, ends, 9, np.int64),
-        part(memory, ends, 10, np.uint64),
-        part(memory, ends, 11, np.int64),
-        part(memory, ends, 12, np.int64),
-        part(memory, ends, 13, np.float32),
-        part(memory, ends, 14, np.int64),
-        part(memory, ends, 15, np.float32),
-        part(memory, ends, 16, np.uint16),
-        part(memory, ends, 17, np.float32),
-        part(memory, ends, 18, np.int64),
-    )
 
 
 @jit

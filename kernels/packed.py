@@ -6,7 +6,7 @@ works on thirty: a twentieth of what the whole of a small network takes.
 
 from __future__ import annotations
 
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,14 @@ from .jit import inline
 from .simd import aligned
 
 LINE = 64
+
+#: What the fields of a NamedTuple are arrays of.
+U64 = Annotated[Any, np.uint64]
+I64 = Annotated[Any, np.int64]
+F32 = Annotated[Any, np.float32]
+I32 = Annotated[Any, np.int32]
+U16 = Annotated[Any, np.uint16]
+U8 = Annotated[Any, np.uint8]
 
 Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
@@ -42,7 +50,16 @@ def pack(arrays: Arrays) -> Packed[Arrays]:
     return Packed(type(arrays)(*views), memory, np.array(ends, np.int64))
 
 
-@inline
-def part(memory: Any, ends: Any, index: Any, dtype: Any) -> Any:
-    """The view of that index, in a kernel."""
-    return memory[ends[2 * index] : ends[2 * index + 1]].view(dtype)
+def dtypes(kind: type[Arrays]) -> list[Any]:
+    """Of the fields of a NamedTuple, in their order."""
+    return [hint.__metadata__[0] for hint in get_type_hints(kind, include_extras=True).values()]
+
+
+def unpacker(kind: type[Arrays]) -> Any:
+    """What a kernel calls with a `Packed`'s memory and ends to have the views.
+
+    Written out field by field, as Numba has no loop over dtypes.
+    """
+    scope = {"kind": kind, **{f"dtype_{i}": dtype for i, dtype in enumerate(dtypes(kind))}}
+    views = (f"memory[ends[{2 * i}] : ends[{2 * i + 1}]].view(dtype_{i})" for i in range(len(scope) - 1))
+    return inline(eval(f"lambda memory, ends: kind({', '.join(views)})", scope))

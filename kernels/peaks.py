@@ -1,10 +1,10 @@
 """Peaks in a network's last maps: the boxes and the key points that xnor_rrm.decoding describes.
 
 Maps are float32[h, w, split ** 2 * channels]: a place has the channels of each of the split x split cells it
-stands for, row by row. As array operations the same takes 0.15 to 0.3 ms, a third of what a cached detector
-takes for all of a frame; here some microseconds.
+stands for, row by row. As array operations the same takes 0.15 ms, a quarter of what a cached detector takes
+for all of a frame; here 0.03, with what Python does.
 
-placement : xnor_rrm.decoding.Placement, of floats.
+placement : a xnor_rrm.decoding.Placement as a tuple of floats.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ def _held(value: Any, low: Any, high: Any) -> Any:
 @inline
 def _to_frame(x: Any, y: Any, placement: Any) -> Any:
     """A point of the input, in the frame and not beyond its edges."""
-    return (
-        _held((x - placement.left) * placement.scale_x, 0.0, placement.width),
-        _held((y - placement.top) * placement.scale_y, 0.0, placement.height),
-    )
+    scale_x, scale_y, left, top, height, width = placement
+    return _held((x - left) * scale_x, 0.0, width), _held((y - top) * scale_y, 0.0, height)
 
 
 @jit

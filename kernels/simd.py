@@ -583,20 +583,6 @@ def widen_bytes(_typing: Any, value: Any, part: Any) -> Any:
 
 
 @intrinsic
-def widen_half(_typing: Any, value: Any, half: Any) -> Any:
-    """uint16 lanes of the lower or upper 32 of 64 bytes, half a literal 0 or 1."""
-    if not isinstance(half, types.IntegerLiteral):
-        return None
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        first = 32 * half.literal_value
-        order = ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32)))
-        return builder.zext(builder.shuffle_vector(args[0], args[0], order), ir.VectorType(I16, 32))
-
-    return U16(value, half), emit
-
-
-@intrinsic
 def interleave(_typing: Any, a: Any, b: Any, half: Any) -> Any:
     """Bytes of two vectors in turn: of each 16 the lower or upper eight, half a literal 0 or 1."""
     if not isinstance(half, types.IntegerLiteral):
@@ -650,22 +636,6 @@ def add_products(_typing: Any, weights: Any, values: Any) -> Any:
         return builder.add(*products)
 
     return weights(weights, values), emit
-
-
-@intrinsic
-def store_narrowed(_typing: Any, array: Any, index: Any, a: Any, b: Any, count: Any) -> Any:
-    """uint8 array[index ...] = the first `count` of 64 uint16 lanes, each below 256."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        array_value, index_value, *values, count_value = args
-        low, high = (builder.trunc(value, ir.VectorType(I8, 32)) for value in values)
-        all_bytes = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
-        result = builder.shuffle_vector(low, high, all_bytes)
-        pointer = vector_pointer(context, builder, sig.args[0], array_value, index_value, result.type)
-        store_first_bytes(builder, result, pointer, count_value)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, a, b, types.intp), emit
 
 
 @intrinsic

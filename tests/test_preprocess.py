@@ -251,7 +251,8 @@ def test_the_placement_finds_pixels_of_the_frame(fit):
     preprocess = Preprocessor(wanted)
     rows, columns = np.nonzero(preprocess(frame)[..., 0] > 127)
     corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
-    placed = preprocess.placement.to_frame(corners)
+    place = preprocess.placement
+    placed = (corners - (place.left, place.top)) * (place.scale_x, place.scale_y)
     assert np.abs(placed - [[300, 120], [420, 240]]).max() <= 5
 
 

@@ -38,16 +38,6 @@ class Placement(NamedTuple):
         """Of a frame, (height, width), that is the input itself."""
         return cls(1.0, 1.0, 0.0, 0.0, *size)
 
-    def as_floats(self) -> Placement:
-        """The same, every value a float: for the kernels."""
-        return Placement(*map(float, self))  # type: ignore[arg-type]
-
-    def to_frame(self, points: npt.NDArray[Any]) -> Array:
-        """float[..., 2] x, y of the input -> of the frame, as float32; not beyond its edges."""
-        corner, scale = np.array([self.left, self.top]), np.array([self.scale_x, self.scale_y])
-        placed: Array = ((points - corner) * scale).clip(0, [self.width, self.height]).astype(np.float32)
-        return placed
-
 
 @dataclass(frozen=True, eq=False)
 class Detections:
@@ -123,7 +113,7 @@ class BoxDecoding:
         classes = self.labels_of(maps.shape[2])
         limit = np.float32(math.log(self.threshold / (1 - self.threshold)))
         sizes = self.split, classes, float(self.cell), limit, self.overlap, min(self.most, maps.size)
-        return Detections(*find_boxes(np.ascontiguousarray(maps), *sizes, placement.as_floats()))
+        return Detections(*find_boxes(np.ascontiguousarray(maps), *sizes, tuple(map(float, placement))))
 
 
 @dataclass(frozen=True)
@@ -163,7 +153,7 @@ class PointDecoding:
         from .kernels.peaks import find_points  # as above
 
         sizes = self.split, self.labels_of(maps.shape[2]), float(self.cell)
-        points, scores = find_points(np.ascontiguousarray(maps), *sizes, placement.as_floats())
+        points, scores = find_points(np.ascontiguousarray(maps), *sizes, tuple(map(float, placement)))
         return KeyPoints(points, scores, scores >= np.float32(self.threshold))
 
 

@@ -137,7 +137,7 @@ class _Tensor:
 #: Sizes of a stream's scratch arrays, each the largest any step needs.
 SCRATCH_SIZES = (
     *("flips", "row_starts", "list_words", "counts", "set_entries", "set_pixels", "set_sums"),
-    *("pixels", "registers", "identity", "band_f32", "band_u16", "patches"),
+    *("pixels", "registers", "identity", "band_f32", "band_u16", "patches", "timespec"),
 )
 
 

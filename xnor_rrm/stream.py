@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ from .bits import unpack_signs
 from .decoding import Answer
 from .errors import XnorError
 from .kernels.frame import REPORT, Kind, Path, Scratch, State, run
-from .kernels.packed import pack
+from .kernels.packed import dtypes, pack
 from .kernels.step import windows_holding
 from .model import Array, Mode, Model
 from .plan import Plan
@@ -22,36 +21,37 @@ from .stats import LayerStats
 _PATHS = {Path.DENSE: "dense", Path.CHANGED: "cached", Path.ROWS: "cached", Path.CLEAN: "clean"}
 
 
+#: By which of the plan's sizes each array of a stream's scratch is as long as it is.
+_SIZES = Scratch(
+    risen="flips",
+    fallen="flips",
+    starts="row_starts",
+    list_words="list_words",
+    risen_places="flips",
+    fallen_places="flips",
+    counts="counts",
+    set_entries="set_entries",
+    set_starts="set_pixels",
+    set_ones="set_pixels",
+    set_sums="set_sums",
+    pixels="pixels",
+    more_pixels="pixels",
+    registers="registers",
+    identity="identity",
+    band_f32="band_f32",
+    band_u16="band_u16",
+    patches="patches",
+    timespec="timespec",
+)
+
+
 def _scratch(plan: Plan) -> Scratch:
     """The arrays the steps of one frame use in turn."""
-    sizes = plan.scratch
-
-    def new(name: str, dtype: Any) -> Array:
-        return np.zeros(sizes[name], dtype)
-
-    identity = new("identity", np.int64)
-    identity[:] = np.arange(len(identity))
-    return Scratch(
-        risen=new("flips", np.int32),
-        fallen=new("flips", np.int32),
-        starts=new("row_starts", np.int64),
-        list_words=new("list_words", np.uint64),
-        risen_places=new("flips", np.int32),
-        fallen_places=new("flips", np.int32),
-        counts=new("counts", np.int64),
-        set_entries=new("set_entries", np.int32),
-        set_starts=new("set_pixels", np.int64),
-        set_ones=new("set_pixels", np.int64),
-        set_sums=new("set_sums", np.uint64),
-        pixels=new("pixels", np.int64),
-        more_pixels=new("pixels", np.int64),
-        registers=new("registers", np.float32),
-        identity=identity,
-        band_f32=new("band_f32", np.float32),
-        band_u16=new("band_u16", np.uint16),
-        patches=new("patches", np.float32),
-        timespec=np.zeros(2, np.int64),
+    arrays = Scratch(
+        *(np.zeros(plan.scratch[size], dtype) for size, dtype in zip(_SIZES, dtypes(Scratch), strict=True))
     )
+    arrays.identity[:] = np.arange(len(arrays.identity))
+    return arrays
 
 
 class Stream:
