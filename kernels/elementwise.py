@@ -51,9 +51,7 @@ class Op(IntEnum):
     PRELU = 9  #: r, source register, constants slope
     CLIP = 10  #: r, source register, constants low and high, one of each
     SOFTMAX = 11  #: r, source register, channels
-    OWN_SIGN = (
-        12  #: -, uint64 bits, words a pixel, channels, constants scale and shift: of OWN_VALUES, at once
-    )
+    OWN_SIGN = 12  #: -, bits, words and channels as SIGN, constants scale and shift: 7, 2 and 6 at once
 
 
 LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP, SOFTMAX, OWN_SIGN = (

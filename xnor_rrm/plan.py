@@ -521,6 +521,7 @@ class _Program:
             words = -(-c // 64)
             self._b.bits[layer.name] = self._b.state["uint64"].reserve(h * w * words)
             to = self._b.bits[layer.name], words, c
+            # an affine and this sign are all that reads a float convolution: a stem's batch-norm
             if self._alone and [Op(op) for op, *_ in self.code] == [Op.OWN_VALUES, Op.AFFINE]:
                 scale, shift = self.code.pop()[3:5]
                 self.code.clear()
