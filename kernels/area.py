@@ -17,12 +17,13 @@ Comparing a frame with the last one would read twice as much: nothing is kept fr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .jit import inline, jit
+from .packed import I64, U8, U16, unpacker
 from .resize import BYTE_PERMUTE
 from .simd import (
     add_products,
@@ -45,6 +46,46 @@ _START = np.uint16(128 * 256 + 128)
 BAND, AHEAD = 8, 2
 
 Int = npt.NDArray[Any]
+
+
+class Shape(NamedTuple):
+    """Of a frame and the part of an image that it is made to.
+
+    size : bytes of a row of the frame, of `channels` a pixel.
+    top, rows, columns : of the part, in the image; it begins `begin` bytes from the image's first, and a row
+        of the image is `pitch` bytes.  No rows: nothing is to be resized.
+    row_pairs, column_pairs : of taps.  wide, blocks : of `column_blocks`.
+    """
+
+    size: int
+    channels: int
+    top: int
+    begin: int
+    pitch: int
+    rows: int
+    columns: int
+    row_pairs: int
+    column_pairs: int
+    wide: int
+    blocks: int
+
+
+class Areas(NamedTuple):
+    """The tables of both axes, flat (`paired`, `column_blocks`), and scratch for a band of rows."""
+
+    row_places: I64
+    row_weights: U16
+    column_places: I64
+    column_weights: U16
+    base: I64
+    order: U8
+    spread: U16
+    strip: U8
+
+
+unpack_areas = unpacker(Areas)
+#: A `Shape` where nothing is to be resized. Plain tuples: Numba takes 60 us to accept one with names.
+NOTHING = (0,) * len(Shape._fields)
 
 
 def paired(first: Int, weights: Int) -> tuple[Int, Int]:
@@ -105,90 +146,90 @@ def _average_one(source: Any, at: Any, step: Any, places: Any, weights: Any, i: 
 
 
 @inline
-def _average_rows(source: Any, places: Any, weights: Any, top: Any, last: Any, strip: Any) -> None:
-    """Vertical pass, of output rows `top` to below `last`, into strip: uint8[rows, n] in one piece."""
-    size, start = source.shape[1], splat(_START)
-    pairs = weights.shape[1]
-    for y in range(top, last):
-        used, out = pairs, (y - top) * size
+def _average_rows(source: Any, shape: Any, a: Any, first: Any, last: Any) -> None:
+    """Vertical pass, of output rows `first` to below `last`, into the strip: uint8[rows, n] in one piece."""
+    size, start, pairs = shape.size, splat(_START), shape.row_pairs
+    places, weights = a.row_places, a.row_weights
+    for y in range(first, last):
+        used, out = pairs, (y - first) * size
         while used > 1 and get(weights, y * pairs + used - 1) == 0:
             used -= 1
         if size < 64:
             for i in range(size):
-                put(strip, out + i, _average_one(source, i, size, places, weights, y, pairs))
+                put(a.strip, out + i, _average_one(source, i, size, places, weights, y, pairs))
             continue
-        later = min(y + AHEAD, len(weights) - 1)
+        later = min(y + AHEAD, shape.rows - 1)
         ahead = (get(places, 2 * pairs * later) - get(places, 2 * pairs * y)) * size
         for block in range(0, size, 64):
             i = min(block, size - 64)
             low, high = start, start
             for p in range(used):
-                a = get(places, 2 * (y * pairs + p)) * size + i
-                b = get(places, 2 * (y * pairs + p) + 1) * size + i
-                prefetch(source, a + ahead)
-                prefetch(source, b + ahead)
-                above, below = load(source, a), load(source, b)
+                above_at = get(places, 2 * (y * pairs + p)) * size + i
+                below_at = get(places, 2 * (y * pairs + p) + 1) * size + i
+                prefetch(source, above_at + ahead)
+                prefetch(source, below_at + ahead)
+                above, below = load(source, above_at), load(source, below_at)
                 weight = splat(get(weights, y * pairs + p))
                 low = low + add_products(weight, interleave(above, below, 0))
                 high = high + add_products(weight, interleave(above, below, 1))
-            store(strip, out + i, join_high(low, high))
+            store(a.strip, out + i, join_high(low, high))
 
 
 @inline
-def _average_columns(
-    strip: Any,
-    size: Any,
-    columns: Any,
-    channels: Any,
-    top: Any,
-    last: Any,
-    out: Any,
-    begin: Any,
-    pitch: Any,
-) -> None:
-    """Horizontal pass, of the rows of a strip into the output's from `top` to below `last`."""
-    places, weights, blocks = columns
-    wide, base, order, spread = blocks
-    count, pairs = weights.shape
-    start = splat(_START)
-    if BYTE_PERMUTE and wide > 0:
-        for block in range(len(base)):
-            bytes_ = min(wide, count - block * wide) * channels
-            for y in range(last - top):
-                at = y * size + get(base, block)
-                left, right = load(strip, at), load(strip, at + 64)
+def _average_columns(shape: Any, a: Any, first: Any, last: Any, image: Any) -> None:
+    """Horizontal pass, of the rows of the strip into the part's from `first` to below `last`."""
+    channels, pairs, start = shape.channels, shape.column_pairs, splat(_START)
+    if BYTE_PERMUTE and shape.wide > 0:
+        for block in range(shape.blocks):
+            done = block * shape.wide
+            bytes_ = min(shape.wide, shape.columns - done) * channels
+            for y in range(last - first):
+                at = y * shape.size + get(a.base, block)
+                left, right = load(a.strip, at), load(a.strip, at + 64)
                 low, high = start, start
                 for p in range(block * pairs, (block + 1) * pairs):
-                    taps = pick_bytes(left, right, load(order, p * 128))
-                    low = low + add_products(load(spread, p * 64), taps)
-                    taps = pick_bytes(left, right, load(order, p * 128 + 64))
-                    high = high + add_products(load(spread, p * 64 + 32), taps)
-                to = begin + (top + y) * pitch + block * wide * channels
-                store_bytes(out, to, join_high(low, high), bytes_)
+                    taps = pick_bytes(left, right, load(a.order, p * 128))
+                    low = low + add_products(load(a.spread, p * 64), taps)
+                    taps = pick_bytes(left, right, load(a.order, p * 128 + 64))
+                    high = high + add_products(load(a.spread, p * 64 + 32), taps)
+                to = shape.begin + (first + y) * shape.pitch + done * channels
+                store_bytes(image, to, join_high(low, high), bytes_)
         return
-    for y in range(last - top):
-        for x in range(count):
+    places, weights = a.column_places, a.column_weights
+    for y in range(last - first):
+        for x in range(shape.columns):
             for c in range(channels):
-                value = _average_one(strip, y * size + c, channels, places, weights, x, pairs)
-                put(out, begin + (top + y) * pitch + x * channels + c, value)
+                at, to = y * shape.size + c, shape.begin + (first + y) * shape.pitch + x * channels + c
+                put(image, to, _average_one(a.strip, at, channels, places, weights, x, pairs))
 
 
 @jit
-def average_areas(
-    source: Int, rows: Any, columns: Any, channels: int, strip: Int, out: Int, begin: int, pitch: int
-) -> None:
-    """Resize a frame into a part of an image.
+def average_rows(source: Any, shape: Any, a: Any, image: Any, first: int, last: int) -> None:
+    """Rows `first` to below `last` of an image, as far as they are of the frame; the others stay.
 
-    source : uint8[rows, channels * width].
-    out : uint8[...], the image; the part begins at its element `begin`, and a row of it `pitch` further on.
-    rows : `paired`.  columns : `paired`, and `column_blocks` of it.
-    strip : uint8, scratch of `strip_size` elements.
+    source : uint8[rows * size], a frame.  a : `Areas`.  image : uint8.
     """
-    places, weights = rows
-    for top in range(0, len(weights), BAND):
-        last = min(top + BAND, len(weights))
-        _average_rows(source, places, weights, top, last, strip)
-        _average_columns(strip, source.shape[1], columns, channels, top, last, out, begin, pitch)
+    end = min(last - shape.top, shape.rows)
+    for y in range(max(first - shape.top, 0), end, BAND):
+        _average_rows(source, shape, a, y, min(y + BAND, end))
+        _average_columns(shape, a, y, min(y + BAND, end), image)
+
+
+@inline
+def bytes_read(shape: Any, a: Any, first: Any, last: Any) -> Any:
+    """Where the part of the frame begins and ends that `average_rows` reads."""
+    first, last = max(first - shape.top, 0), min(last - shape.top, shape.rows)
+    if first >= last:
+        return 0, 0
+    taps = 2 * shape.row_pairs
+    return get(a.row_places, first * taps) * shape.size, (get(a.row_places, last * taps - 1) + 1) * shape.size
+
+
+@jit
+def average_areas(source: Any, part: Any, tables: Any, image: Any) -> None:
+    """All of an image.  part : a `Shape` without names.  tables : address of the packed `Areas`."""
+    shape = Shape(*part)
+    average_rows(source, shape, unpack_areas(tables), image, 0, shape.top + shape.rows)
 
 
 def strip_size(size: int) -> int:

@@ -19,6 +19,7 @@ from .simd import (
     gather,
     get,
     load,
+    prefetch,
     scaled,
     tile_fma,
     tile_fma_by2,
@@ -105,6 +106,42 @@ def conv_float(
                     total = tile_fma(total, x, bases, offset + i, weights, at)
                     at += 32
             tile_store(y, scaled(s.lanes, slots, tile, count - 1, 8), block * 32, total)
+
+
+@jit
+def conv_patches(
+    patches: Any,
+    weights: Any,
+    bias: Any,
+    s: Any,
+    starts: Any,
+    order: Any,
+    slots: Any,
+    count: int,
+    y: Any,
+    later: Any,
+    at: int,
+    end: int,
+) -> int:
+    """`conv_float` of patches, float32[count * run], that stand one after the other.
+
+    order : 0, 1, 2, ...: the starts that are used.
+    It leaves memory idle, so it asks for what is read next, later[at:end], a cache line every other tap: more
+    are faster than memory, and the arithmetic waits. Returns how far it came.
+    """
+    size = s.run * 32
+    for tile in range(0, count, 8):
+        bases = gather(starts, order, tile, count - 1, 8)
+        places = scaled(s.lanes, slots, tile, count - 1, 8)
+        for block in range(s.lanes // 32):
+            total = tile_of((load(bias, block * 32), load(bias, block * 32 + 16)), bases)
+            for i in range(s.run):
+                total = tile_fma(total, patches, bases, i, weights, block * size + i * 32)
+                if i % 2 == 0:
+                    prefetch(later, at)
+                    at = min(at + 64, end)
+            tile_store(y, places, block * 32, total)
+    return at
 
 
 @jit

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .area import Shape, average_rows, bytes_read, unpack_areas
 from .bitpack import diff_into_padded
 from .clock import now
 from .elementwise import run_program
-from .float_conv import conv_float
+from .float_conv import conv_float, conv_patches
 from .jit import jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
@@ -30,6 +31,7 @@ from .threshold import threshold_bits
 from .window import (
     copy_changed_into_padded,
     copy_into_padded,
+    copy_run,
     list_all,
     list_changed,
     list_windows,
@@ -105,8 +107,11 @@ class Scratch(NamedTuple):
 _constants, _state, _scratch = unpacker(Constants), unpacker(State), unpacker(Scratch)
 
 #: What a step reports of a frame: path, flips (binary) or (of the input step) pixels that the threshold held
-#: back, outputs computed, nanoseconds.
-REPORT = 4
+#: back, outputs computed, nanoseconds; of the input step also those of resizing.
+REPORT = 5
+
+#: Rows of the image that are resized before a convolution takes them.
+BAND_ROWS = 64
 
 INPUT, FLOAT_CONV, ELEMENTWISE, POOL, BINARY_CONV, COPY, BILINEAR = (int(kind) for kind in Kind)
 DENSE, CHANGED, ROWS, CLEAN = (int(path) for path in Path)
@@ -160,7 +165,7 @@ def _program(
 def _elementwise(s: Any, all_pixels: bool, const: Any, state: Any, scratch: Any, report: Any) -> None:
     """A program by itself."""
     if all_pixels:
-        count = list_all(s.ho * s.wo, scratch.pixels)
+        count = list_all(0, s.ho * s.wo, scratch.pixels)
     else:
         _clear_targets(s, const, state)
         count = _list_sources(s, const, state, 0, s.ho * s.wo, scratch.pixels)
@@ -174,9 +179,9 @@ def _pool(s: Any, all_pixels: bool, state: Any, scratch: Any, report: Any) -> No
     """A pool: the windows that hold a change."""
     changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
     if all_pixels:
-        count = list_all(s.ho * s.wo, scratch.pixels)
+        count = list_all(0, s.ho * s.wo, scratch.pixels)
     else:
-        count = list_windows(state.u8[s.x_mask :], s, state.u8, scratch.pixels)
+        count = list_windows(state.u8[s.x_mask :], s, 0, s.ho, state.u8, scratch.pixels)
         changed[:] = 0
     x, y = state.f32[s.x :], state.f32[s.y :]
     pool(x, s.x_stride, s, scratch.pixels, count, s.average != 0, s.count_padding != 0, y, changed)
@@ -207,6 +212,103 @@ def _bilinear(s: Any, all_pixels: bool, const: Any, state: Any, report: Any) -> 
 
 
 @jit
+def _input(
+    s: Any,
+    image: Any,
+    all_pixels: bool,
+    threshold: int,
+    const: Any,
+    state: Any,
+    top: int,
+    bottom: int,
+    report: Any,
+) -> None:
+    """Rows `top` to below `bottom` of the input: what has changed, and its values where floats are wanted."""
+    first, last = top * s.wo, bottom * s.wo
+    before = state.u8[s.padded + s.cin * first : s.padded + s.cin * last]
+    changed = state.u8[s.y_mask + first : s.y_mask + last]
+    begin_x, size_x = (s.y + s.cin * first, s.cin * (last - first)) if s.y >= 0 else (0, 0)
+    x = state.f32[begin_x : begin_x + size_x]
+    table, line = const.f32[s.weights :], const.f32[s.line : s.line + (96 if s.line >= 0 else 0)]
+    rows = image[s.cin * first : s.cin * last]
+    new, held = normalise(rows, before, table, line, x, changed, all_pixels, threshold, s.cin, s.mask)
+    report[1] += held
+    report[2] += new
+    report[0] = DENSE if all_pixels else CHANGED if report[2] else CLEAN
+
+
+@jit
+def _unmark(s: Any, e: Any, fused: bool, const: Any, state: Any) -> None:
+    """Mark as unchanged what a float convolution, or the program `e` fused with it, stores."""
+    if fused:
+        _clear_targets(e, const, state)
+    else:
+        state.u8[s.y_mask : s.y_mask + s.ho * s.wo] = 0
+
+
+@jit
+def _float_rows(
+    s: Any,
+    e: Any,
+    fused: bool,
+    all_pixels: bool,
+    const: Any,
+    state: Any,
+    scratch: Any,
+    top: int,
+    bottom: int,
+    later: Any,
+    at: int,
+    end: int,
+    report: Any,
+    e_report: Any,
+) -> None:
+    """Rows of a float convolution: windows that hold a change; if fused, also the program `e` that reads it.
+
+    later[at:end] : what is read next, to be asked for meanwhile.
+    """
+    begin = now(scratch.timespec)
+    pixels, from_bytes = scratch.pixels, s.line >= 0
+    padded = state.f32[s.padded : s.padded + s.hp * s.wp * s.words]
+    if all_pixels:
+        count = list_all(top * s.wo, bottom * s.wo, pixels)
+    else:
+        count = list_windows(state.u8[s.x_mask : s.x_mask + s.h * s.w], s, top, bottom, state.u8, pixels)
+        if not fused:
+            for i in range(count):
+                put(state.u8, s.y_mask + get(pixels, i), np.uint8(1))
+    weights = const.f32[s.weights : s.weights + s.weights_size]
+    bias = const.f32[s.bias : s.bias + s.lanes]
+    starts = const.i64[s.starts : s.starts + s.ho * s.wo]
+    segment_at = const.i64[s.segment_at : s.segment_at + s.segments]
+    line = const.f32[s.line : s.line + (96 if from_bytes else 0)]
+    band = s.band if fused or from_bytes else max(1, count)
+    for first in range(0, count, band):
+        n = min(band, count - first)
+        listed = pixels[first:]
+        slots = scratch.identity if fused else listed
+        sums = scratch.band_f32 if fused else state.f32[s.y :]
+        if from_bytes:
+            convert_patches(state.u8[s.x :], line, s, listed, n, scratch.patches)
+            at = conv_patches(
+                scratch.patches, weights, bias, s, starts, scratch.identity, slots, n, sums, later, at, end
+            )  # fmt: skip
+        else:
+            conv_float(padded, weights, bias, s, starts, segment_at, listed, slots, n, sums)
+        if fused:
+            middle = now(scratch.timespec)
+            _program(e, const, state, scratch, listed, scratch.identity, n, state.u16, not all_pixels)
+            finish = now(scratch.timespec)
+            e_report[3] += finish - middle
+            begin += finish - middle
+    report[2] += count
+    report[0] = DENSE if all_pixels else CHANGED if report[2] else CLEAN
+    report[3] += now(scratch.timespec) - begin
+    if fused:
+        e_report[0], e_report[2] = report[0], report[2]
+
+
+@jit
 def _float_conv(
     s: Any,
     e: Any,
@@ -218,56 +320,64 @@ def _float_conv(
     report: Any,
     e_report: Any,
 ) -> None:
-    """A float convolution of the windows that hold a change; if fused, also the program `e` that reads it."""
+    """A whole float convolution."""
     begin = now(scratch.timespec)
-    pixels = scratch.pixels
     x, changed = state.f32[s.x :], state.u8[s.x_mask : s.x_mask + s.h * s.w]
     padded = state.f32[s.padded : s.padded + s.hp * s.wp * s.words]
-    from_bytes = s.line >= 0
-    if not from_bytes and s.padded != s.x and all_pixels:
-        copy_into_padded(x, s.x_stride, s, padded)
-    elif not from_bytes and s.padded != s.x:
-        copy_changed_into_padded(x, s.x_stride, s, changed, padded)
-    if all_pixels:
-        count = list_all(s.ho * s.wo, pixels)
-    else:
-        count = list_windows(changed, s, state.u8, pixels)
-        if fused:
-            _clear_targets(e, const, state)
+    if s.line < 0 and s.padded != s.x:
+        if all_pixels:
+            copy_into_padded(x, s.x_stride, s, padded)
         else:
-            mask = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
-            mask[:] = 0
-            for i in range(count):
-                put(mask, get(pixels, i), np.uint8(1))
-    weights = const.f32[s.weights : s.weights + s.weights_size]
-    bias = const.f32[s.bias : s.bias + s.lanes]
-    starts = const.i64[s.starts : s.starts + s.ho * s.wo]
-    segment_at = const.i64[s.segment_at : s.segment_at + s.segments]
-    band = s.band if fused or from_bytes else max(1, count)
-    for first in range(0, count, band):
-        n = min(band, count - first)
-        listed = pixels[first:]
-        windows = listed
-        if from_bytes:
-            line = const.f32[s.line : s.line + 96]
-            convert_patches(state.u8[s.x :], line, s, listed, n, scratch.patches)
-            padded, windows = scratch.patches, scratch.identity
-        if fused:
-            conv_float(
-                padded, weights, bias, s, starts, segment_at, windows, scratch.identity, n, scratch.band_f32
-            )
-            middle = now(scratch.timespec)
-            _program(e, const, state, scratch, listed, scratch.identity, n, state.u16, not all_pixels)
-            end = now(scratch.timespec)
-            e_report[3] += end - middle
-            begin += end - middle
-        else:
-            conv_float(padded, weights, bias, s, starts, segment_at, windows, listed, n, state.f32[s.y :])
-    report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
-    report[2] = count
+            copy_changed_into_padded(x, s.x_stride, s, changed, padded)
+    if not all_pixels:
+        _unmark(s, e, fused, const, state)
     report[3] = now(scratch.timespec) - begin
-    if fused:
-        e_report[0], e_report[2] = report[0], count
+    _float_rows(s, e, fused, all_pixels, const, state, scratch, 0, s.ho, state.u8, 0, 0, report, e_report)
+
+
+@jit
+def _begin(
+    s: Any,
+    c: Any,
+    e: Any,
+    patches: bool,
+    fused: bool,
+    source: Any,
+    shape: Any,
+    areas: Any,
+    image: Any,
+    all_pixels: bool,
+    threshold: int,
+    const: Any,
+    state: Any,
+    scratch: Any,
+    report: Any,
+    c_report: Any,
+    e_report: Any,
+) -> None:
+    """Resizing, the input and, if `patches`, the convolution `c` that reads it, a band of rows at a time.
+
+    Resizing waits for memory, and a convolution for its arithmetic: the one asks for the other's next rows.
+    """
+    rows = s.ho
+    if patches:
+        rows = c.kh * max(1, BAND_ROWS // c.kh)
+        if not all_pixels:
+            _unmark(c, e, fused, const, state)
+    for top in range(0, s.ho, rows):
+        bottom = min(top + rows, s.ho)
+        begin = now(scratch.timespec)
+        average_rows(source, shape, areas, image, top, bottom)
+        resized = now(scratch.timespec)
+        _input(s, image, all_pixels, threshold, const, state, top, bottom, report)
+        report[3] += now(scratch.timespec) - resized
+        report[4] += resized - begin
+        if patches:
+            at, end = bytes_read(shape, areas, bottom, bottom + rows)
+            _float_rows(
+                c, e, fused, all_pixels, const, state, scratch, top // c.kh, bottom // c.kh, source, at, end,
+                c_report, e_report,
+            )  # fmt: skip
 
 
 @jit
@@ -299,24 +409,24 @@ def _binary_conv(
     else:
         copy_into_padded(x, s.words, s, padded)
     if all_pixels:
-        count = list_all(s.ho * s.wo, pixels)
+        count = list_all(0, s.ho * s.wo, pixels)
     elif flips == 0:
         path = CLEAN
     elif flips <= s.rows_limit:
         path = ROWS
         list_flips(diff, padded, s, scratch.risen, scratch.fallen, scratch.starts, scratch.list_words)
     elif flips >= 2 * s.h * s.w:  # hardly a window without a flip: looking for one costs more than it saves
-        path, count = CHANGED, list_all(s.ho * s.wo, pixels)
+        path, count = CHANGED, list_all(0, s.ho * s.wo, pixels)
     else:
         path = CHANGED
         mask = state.u8[s.x_mask : s.x_mask + s.h * s.w]
         mark_flipped(diff, s, mask)
-        count = list_windows(mask, s, state.u8, pixels)
+        count = list_windows(mask, s, 0, s.ho, state.u8, pixels)
     if fused and not all_pixels:
         _clear_targets(e, const, state)
     if s.planes > 0 and (all_pixels or path == CHANGED) and state.u64[s.in_planes]:
         # the sums that do not change are not at hand
-        count, state.u64[s.in_planes] = list_all(s.ho * s.wo, pixels), 0
+        count, state.u64[s.in_planes] = list_all(0, s.ho * s.wo, pixels), 0
     by_sets = s.set_limit > 0 and count == s.ho * s.wo
     if by_sets:
         by_sets = (
@@ -413,53 +523,50 @@ def _binary_conv(
 @jit
 def run(
     steps: Any,
-    frame: Any,
+    source: Any,
+    part: Any,
+    tables: Any,
+    image: Any,
     all_pixels: bool,
     keep: bool,
     threshold: int,
     report: Any,
     constants: Any,
-    constant_ends: Any,
     kept: Any,
-    kept_ends: Any,
     shared: Any,
-    shared_ends: Any,
     output: Any,
     values: Any,
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
-    steps : STEP[n].  frame : uint8[h * w * C], resized and cropped.
+    steps : STEP[n], the input's first.
+    source, part, tables : a frame to be resized into the image, as of `area.average_areas`.
+    image : uint8[h * w * C], resized and cropped but for that.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
     threshold : of changes that leave an input pixel as it was (`normalise.py`); 0 on a first frame.
     report : int64[n, REPORT].
-    constants, kept, shared : memory of the packed `Constants`, `State` and `Scratch`, and their ends.
+    constants, kept, shared : addresses of the packed `Constants`, `State` and `Scratch`.
     output : (offset in f32, pixels, elements a pixel, channels) of the output.  values : float32[pixels *
     channels], where it is copied to.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
     """
-    const = _constants(constants, constant_ends)
-    state = _state(kept, kept_ends)
-    scratch = _scratch(shared, shared_ends)
+    const, state, scratch = _constants(constants), _state(kept), _scratch(shared)
+    areas, shape = unpack_areas(tables), Shape(*part)
     report[:] = 0
-    for index in range(len(steps)):
-        s = steps[index]
-        here = report[index]
+    most = len(steps) - 1
+    conv, after = min(1, most), min(2, most)
+    patches = steps[conv].kind == FLOAT_CONV and steps[conv].line >= 0
+    _begin(
+        steps[0], steps[conv], steps[after], patches, after > conv and steps[after].fused != 0,
+        source, shape, areas, image, all_pixels, threshold, const, state, scratch,
+        report[0], report[conv], report[after],
+    )  # fmt: skip
+    for index in range(2 if patches else 1, len(steps)):
+        s, here = steps[index], report[index]
         begin = now(scratch.timespec)
-        if s.kind == INPUT:
-            pixels = s.ho * s.wo
-            last = state.u8[s.padded : s.padded + s.cin * pixels]
-            changed = state.u8[s.y_mask : s.y_mask + pixels]
-            begin_x, size_x = (s.y, s.cin * pixels) if s.y >= 0 else (0, 0)  # none where bytes are read
-            x = state.f32[begin_x : begin_x + size_x]
-            table, line = const.f32[s.weights :], const.f32[s.line : s.line + (96 if s.line >= 0 else 0)]
-            here[2], here[1] = normalise(
-                frame, last, table, line, x, changed, all_pixels, threshold, s.cin, s.mask
-            )
-            here[0] = DENSE if all_pixels else CHANGED if here[2] else CLEAN
-        elif s.kind == ELEMENTWISE:
+        if s.kind == ELEMENTWISE:
             if s.fused:  # done, timed and reported with the convolution before it
                 continue
             _elementwise(s, all_pixels, const, state, scratch, here)
@@ -470,7 +577,7 @@ def run(
         elif s.kind == BILINEAR:
             _bilinear(s, all_pixels, const, state, here)
         else:
-            following = min(index + 1, len(steps) - 1)
+            following = min(index + 1, most)
             e, e_report = steps[following], report[following]
             fused = following > index and e.fused != 0
             if s.kind == FLOAT_CONV:
@@ -481,5 +588,4 @@ def run(
         here[3] = now(scratch.timespec) - begin
     offset, pixels, stride, channels = output
     for p in range(pixels):
-        for c in range(channels):
-            put(values, p * channels + c, get(state.f32, offset + p * stride + c))
+        copy_run(state.f32, offset + p * stride, values, p * channels, channels)

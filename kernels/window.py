@@ -11,11 +11,11 @@ from .simd import differs, get, load, put, splat, store
 
 
 @jit
-def list_all(count: int, pixels: Any) -> int:
-    """pixels[:count] = 0, 1, 2, ...; returns count."""
-    for p in range(count):
-        pixels[p] = p
-    return count
+def list_all(first: int, last: int, pixels: Any) -> int:
+    """List all pixels from `first` to below `last`. Returns their number."""
+    for p in range(first, last):
+        pixels[p - first] = p
+    return last - first
 
 
 @jit
@@ -48,9 +48,10 @@ def scratch_bytes(padded_width: int) -> int:
 
 
 @jit
-def list_windows(changed: Any, s: Any, scratch: Any, pixels: Any) -> int:
+def list_windows(changed: Any, s: Any, top: int, bottom: int, scratch: Any, pixels: Any) -> int:
     """List the output pixels with a changed input pixel under a tap of their window. Returns their number.
 
+    top, bottom : only those of output rows from `top` to below `bottom`.
     changed : uint8[h * w], up to 63 bytes behind it are read.  scratch : uint8[scratch_bytes(wp)].
 
     Row by row of the output: the marks under the window's rows are joined into one padded line, those under
@@ -62,10 +63,10 @@ def list_windows(changed: Any, s: Any, scratch: Any, pixels: Any) -> int:
     for x in range(0, left, 64):
         store(scratch, x, none)
     count = 0
-    for oy in range(s.ho):
-        top = oy * s.sh - s.pt
-        first = top if top >= 0 else top + (s.dh - 1 - top) // s.dh * s.dh  # the first tap inside the image
-        last = min(s.h, top + s.kh * s.dh)
+    for oy in range(top, bottom):
+        above = oy * s.sh - s.pt
+        first = above if above >= 0 else above + (s.dh - 1 - above) // s.dh * s.dh  # the first tap inside
+        last = min(s.h, above + s.kh * s.dh)
         seen = none
         for x in range(0, width, 64):
             marks = none
@@ -89,7 +90,7 @@ def list_windows(changed: Any, s: Any, scratch: Any, pixels: Any) -> int:
 
 
 @inline
-def _copy_run(x: Any, source: int, padded: Any, at: int, count: int) -> None:
+def copy_run(x: Any, source: int, padded: Any, at: int, count: int) -> None:
     """padded[at ...] = x[source ...], `count` elements and nothing behind them."""
     lanes = 64 // x.itemsize
     for i in range(0, count - lanes + 1, lanes):
@@ -103,7 +104,7 @@ def _copy_pixels(x: Any, source: int, stride: int, padded: Any, at: int, words: 
     """Copy neighbouring pixels of `words` elements, `stride` apart in x, and write nothing behind them."""
     lanes = 64 // x.itemsize
     if stride == words:
-        _copy_run(x, source, padded, at, count * words)
+        copy_run(x, source, padded, at, count * words)
     else:
         first = 0
         if words < lanes <= stride:  # a vector a pixel, whose spare lanes the next pixel overwrites
@@ -111,7 +112,7 @@ def _copy_pixels(x: Any, source: int, stride: int, padded: Any, at: int, words: 
             for pixel in range(first):
                 store(padded, at + pixel * words, load(x, source + pixel * stride))
         for pixel in range(first, count):
-            _copy_run(x, source + pixel * stride, padded, at + pixel * words, words)
+            copy_run(x, source + pixel * stride, padded, at + pixel * words, words)
 
 
 @jit
@@ -147,4 +148,4 @@ def copy_changed_into_padded(x: Any, stride: int, s: Any, changed: Any, padded: 
                 for column in range(first, last):
                     if get(changed, y * s.w + column):
                         source = (y * s.w + column) * stride
-                        _copy_run(x, source, padded, row + column * s.words, s.words)
+                        copy_run(x, source, padded, row + column * s.words, s.words)

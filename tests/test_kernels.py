@@ -331,7 +331,7 @@ def test_windows_that_hold_a_change_are_listed(seed, share):
     )  # what lies behind is not looked at
     pixels = np.zeros(int(step["ho"] * step["wo"]) + 1, np.int64)
     scratch = np.full(window.scratch_bytes(int(step["wp"])), 7, np.uint8)
-    count = window.list_windows(marks, np.array([step])[0], scratch, pixels)
+    count = window.list_windows(marks, np.array([step])[0], 0, int(step["ho"]), scratch, pixels)
     listed = pixels[:count].tolist()
     holds = sum(naive.taps(changed.astype(int), win.kernel, win.stride, win.padding, win.dilation, 0)) > 0
     assert listed == np.flatnonzero(holds).tolist()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .decoding import Placement
 from .errors import FrameError
 from .kernels import area
+from .kernels.packed import dtypes, pack
 from .kernels.resize import (
     PRECISION,
     column_blocks,
@@ -34,6 +35,11 @@ BUSY, UNWATCHED = 0.4, 15
 
 #: Half the width of each filter, in output pixels.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+
+
+#: What there is to average where a rule does not.
+_NO_FRAME = np.empty(0, np.uint8)
+_NO_AREAS = pack(area.Areas(*(np.empty(0, dtype) for dtype in dtypes(area.Areas))))
 
 
 class Preprocessor:
@@ -60,6 +66,12 @@ class Preprocessor:
         Two result buffers alternate: a result stays valid until the call after the next one.
         Raises FrameError where the frame is anything else, or is too small for a crop without resize.
         """
+        result, *rest = self.begin(frame)
+        area.average_areas(*rest, result.reshape(-1))
+        return result
+
+    def begin(self, frame: Frame) -> tuple[Frame, Frame, tuple[int, ...], int]:
+        """What `__call__` returns, but for areas to be averaged; and with what `average_areas` does that."""
         check_frame(frame, self._rule.channels)
         if frame.shape[:2] != self._size:
             self._prepare(*frame.shape[:2])
@@ -68,6 +80,8 @@ class Preprocessor:
         kept = frame[self._kept]
         if self._rule.channels == 1:
             kept = self._luminance(kept)
+        if isinstance(self._resize, _Average):
+            return result, *self._resize(kept)
         if self._resize is None:
             result[self._filled] = kept
         elif self._inner:
@@ -76,7 +90,7 @@ class Preprocessor:
             result[self._filled] = self._inner[0]
         else:
             self._resize(kept, self._results[1], result)
-        return result
+        return result, _NO_FRAME, area.NOTHING, _NO_AREAS.address
 
     @property
     def state_bytes(self) -> int:
@@ -118,9 +132,7 @@ class Preprocessor:
             )
             self._kept = (rows.span, slice(width))
             if rule.interpolation == "area":
-                pitch = crop[1] * rule.channels
-                begin = place[0] * pitch + place[1] * rule.channels
-                self._resize = _Average(rows, columns, width, rule.channels, begin, pitch)
+                self._resize = _Average(rows, columns, width, rule.channels, place, crop[1])
             else:
                 self._resize = _Resize(rows, columns, width, rule.channels)
         if shown != crop:
@@ -313,24 +325,44 @@ class _Resize:
 
 
 class _Average:
-    """Both passes of "area" for frames of one size, rows first, into a part of the result.
+    """What "area" needs for frames of one size, of which a part of an image is made.
 
-    begin, pitch : of that part, in bytes.  buffers : all arrays but the weights.
+    place : where the part begins, row and column.  image_width : pixels.  buffers : all that is kept.
     """
 
     def __init__(
-        self, rows: _Taps, columns: _Taps, width: int, channels: int, begin: int, pitch: int
+        self,
+        rows: _Taps,
+        columns: _Taps,
+        width: int,
+        channels: int,
+        place: tuple[int, ...],
+        image_width: int,
     ) -> None:
-        self._rows = area.paired(rows.first - rows.span.start, rows.weights)
-        pairs = area.paired(columns.first, columns.weights)
-        self._columns = *pairs, area.column_blocks(*pairs, channels)
-        self._channels, self._part, size = channels, (begin, pitch), channels * width
+        vertical = area.paired(rows.first - rows.span.start, rows.weights)
+        horizontal = area.paired(columns.first, columns.weights)
+        wide, base, order, spread = area.column_blocks(*horizontal, channels)
+        pitch, size = image_width * channels, width * channels
+        shape = area.Shape(
+            size=size,
+            channels=channels,
+            top=place[0],
+            begin=place[0] * pitch + place[1] * channels,
+            pitch=pitch,
+            rows=len(rows.first),
+            columns=len(columns.first),
+            row_pairs=vertical[1].shape[1],
+            column_pairs=horizontal[1].shape[1],
+            wide=wide,
+            blocks=len(base),
+        )
+        self._part = tuple(shape)
+        strip = np.zeros(area.strip_size(size), np.uint8)
+        self._areas = pack(area.Areas(*vertical, *horizontal, base, order, spread, strip))
         self._copy = np.empty((rows.span.stop - rows.span.start) * size, np.uint8)
-        self._strip = np.zeros(area.strip_size(size), np.uint8)
-        self.buffers = (self._copy, self._strip)
+        self.buffers = (self._copy, self._areas.memory)
 
-    def __call__(self, frame: Frame, last: Frame, result: Frame) -> None:
-        """frame : the rows that are read, uint8[rows, width, channels].  last : not looked at."""
-        flat = _for_kernels(frame, self._copy).reshape(frame.shape[0], -1)
-        tables = self._rows, self._columns, self._channels
-        area.average_areas(flat, *tables, self._strip, result.reshape(-1), *self._part)
+    def __call__(self, frame: Frame) -> tuple[Frame, tuple[int, ...], int]:
+        """What `area.average_areas` takes.  frame : the rows that are read, uint8[rows, width, channels]."""
+        source = _for_kernels(frame, self._copy).reshape(-1)
+        return source, self._part, self._areas.address

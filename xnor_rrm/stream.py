@@ -87,7 +87,7 @@ class Stream:
         state = pack(State(*(np.zeros(size + 128, name) for name, size in self._plan.state.items())))
         scratch = pack(_scratch(self._plan))
         self._state, self._scratch = state.views, scratch.views
-        self._arrays = (*self._plan.constants[1:], *state[1:], *scratch[1:])
+        self._addresses = self._plan.constants.address, state.address, scratch.address
         for offset, words in self._plan.initial_bits:
             self._state.u64[offset : offset + words.size] = words
         self._stats: tuple[LayerStats, ...] | None = ()
@@ -122,23 +122,25 @@ class Stream:
         started = self._frame_size
         self._frame_size = None  # whatever fails from here on, the caches are not trusted again
         start = perf_counter()
-        pixels = self._preprocess(frame)
-        self.preprocess_seconds = perf_counter() - start
+        image, *areas = self._preprocess.begin(frame)
+        began = perf_counter() - start
         afresh = started != frame.shape
         keep = self.mode == "cached"
         plan = self._plan
         values: Array = np.empty(plan.output[1] * plan.output[3], np.float32)
         run(
             plan.steps,
-            pixels.reshape(-1),
+            *areas,
+            image.reshape(-1),
             afresh or not keep,
             keep,
             0 if afresh else self.threshold,
             self._report,
-            *self._arrays,
+            *self._addresses,
             plan.output,
             values,
         )
+        self.preprocess_seconds = began + int(self._report[0, 4]) * 1e-9
         self._frame_size = frame.shape
         self._stats = None
         return values
@@ -160,7 +162,7 @@ class Stream:
                     macs=info.macs,
                     seconds=int(nanoseconds) * 1e-9,
                 )
-                for info, (path, flips, outputs, nanoseconds) in zip(
+                for info, (path, flips, outputs, nanoseconds, _) in zip(
                     self._plan.info, self._report, strict=True
                 )
             )
