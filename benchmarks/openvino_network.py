@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xnor_rrm.bench import Frame, Lane
+from xnor_rrm.bench import Frame, Logits
 from xnor_rrm.bits import unpack_signs
 from xnor_rrm.model import (
     INPUT,
@@ -86,7 +86,7 @@ class OpenVinoNetwork:
 
 
 class OpenVinoLane:
-    """`watch` of `bench`: the network's turn after each frame; only the network is timed.
+    """`peer` of `bench`: only the network is timed.
 
     network : of the model, warmed up by a first call that is not timed.
     """
@@ -97,12 +97,12 @@ class OpenVinoLane:
         self._nanoseconds: list[int] = []
         self._same: list[bool] = []
 
-    def __call__(self, frame: Frame, dense: Lane, _cached: Lane) -> None:
+    def __call__(self, frame: Frame, logits: Logits) -> None:
         self._network.load(self._table[self._preprocess(frame), np.arange(self._table.shape[1])])
         if not self._nanoseconds:
             self._network.infer()
         self._nanoseconds.append(timed_ns(self._network.infer))
-        self._same.append(bool(self._network.logits().argmax() == dense.logits.argmax()))
+        self._same.append(bool(self._network.logits().argmax() == logits.argmax()))
 
     def facts(self) -> dict[str, Any]:
         """openvino_ms : median, and quartiles_ms, all but the first frame, as `bench` has it.

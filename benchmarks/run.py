@@ -59,7 +59,7 @@ def run_bench(models: Sequence[str], clips: Sequence[str], frames: int, results:
         theirs = openvino_network(name, model)
         for clip in clips:
             video, lane = VideoReader(record.clip_path(clip)), OpenVinoLane(model, theirs) if theirs else None
-            measured = bench(model, video, frames, video=Path(clip).name, watch=lane)
+            measured = bench(model, video, frames, video=Path(clip).name, peer=lane)
             if lane:
                 facts = lane.facts()
                 measured["spread"]["openvino_ms"] = facts.pop("quartiles_ms")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xnor_rrm.bench import TURN
+
 from . import bars, output
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
@@ -35,10 +37,12 @@ stored frame by frame, with noise in every pixel (`benchmarks/bars.py` says whic
 """
 BENCH = """## Whole networks
 
-From the raw frame to the logits; dense and cached streams take turns, and PyTorch and OpenVINO with them:
-these two without resizing and cropping ("preprocess"), as are *all layers*. OpenVINO has the same graph,
-binary where ours is (`benchmarks/openvino_network.py`). *Overhead* is what is neither preprocessing nor in a
-step of the compiled plan: Python and dispatch, as a share of the cached frame.
+From the raw frame to the logits. Dense and cached streams take turns of {turn} frames, and PyTorch and
+OpenVINO with them: a stream finds in the caches what its own last frame left there, and the frame as a
+decoder leaves it, just written. PyTorch and OpenVINO are timed without resizing and cropping ("preprocess"),
+as are *all layers*. OpenVINO has the same graph, binary where ours is (`benchmarks/openvino_network.py`).
+*Overhead* is what is neither preprocessing nor in a step of the compiled plan: Python and dispatch, as a
+share of the cached frame.
 """
 ACCURACY = """## Accuracy
 
@@ -238,7 +242,7 @@ def bench_section(benches: Sequence[Json]) -> str:
     commands = "\n".join(f"    {b['command']}" for b in benches)
     last = max(benches, key=lambda b: str(b["date"]))
     made = made_by({**last, "command": commands.strip()})
-    return f"{BENCH}\n{bench_table(benches)}\n{table(columns, rows)}\n{made}"
+    return f"{BENCH.format(turn=TURN)}\n{bench_table(benches)}\n{table(columns, rows)}\n{made}"
 
 
 def accuracy_section(evaluations: Sequence[Json]) -> str:

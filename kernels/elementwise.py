@@ -32,8 +32,8 @@ from .simd import (
 
 #: float32 values a register holds (4 KB), or one pixel's channels where those are more.
 REGISTER = 1024
-#: int64 fields of an instruction: operation, target register, and up to five operands.
-FIELDS = 7
+#: int64 fields of an instruction: operation, target register, and up to eight operands.
+FIELDS = 10
 
 
 class Op(IntEnum):
@@ -53,6 +53,10 @@ class Op(IntEnum):
     SOFTMAX = 11  #: r, source register, channels
     OWN_SIGN = 12  #: -, bits, words and channels as SIGN, constants scale and shift: 7, 2 and 6 at once
 
+
+#: What may follow at once, at these fields of DOTS and OWN_DOTS, -1 where it does not: constants scale and
+#: shift as of AFFINE, slope as of PRELU. Another pass over the registers would cost as much as the first.
+SCALE_FIELD, SHIFT_FIELD, SLOPE_FIELD = 7, 8, 9
 
 LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP, SOFTMAX, OWN_SIGN = (
     int(op) for op in Op
@@ -89,7 +93,7 @@ def run_program(
     block = span // width
     for first in range(0, count, block):
         n = min(block, count - first)
-        for at in range(0, len(program), 7):
+        for at in range(0, len(program), 10):
             op = program[at]
             target = program[at + 1] * span
             a, b, c, d = program[at + 2], program[at + 3], program[at + 4], program[at + 5]
@@ -100,6 +104,7 @@ def run_program(
                         store(registers, target + i * width + lane, load(floats, source + lane))
             elif op in (DOTS, OWN_DOTS):
                 bits_inside = program[at + 6]
+                scale_at, shift_at, slope_at = program[at + 7], program[at + 8], program[at + 9]
                 places = pixels if op == DOTS else slots
                 sums = counts if op == DOTS else own_counts
                 for i in range(n):
@@ -108,6 +113,11 @@ def run_program(
                     for lane in range(0, width, 16):
                         dots = counts_to_dots(sums, source + lane, inside)
                         value = dots * load(constants, c + lane) + load(constants, d + lane)
+                        if scale_at >= 0:
+                            scale, shift = load(constants, scale_at + lane), load(constants, shift_at + lane)
+                            value = value * scale + shift
+                        if slope_at >= 0:
+                            value = prelu(value, load(constants, slope_at + lane))
                         store(registers, target + i * width + lane, value)
             elif op == OWN_VALUES:
                 for i in range(n):

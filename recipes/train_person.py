@@ -28,7 +28,7 @@ from label import PERSON_HELD_OUT, PERSON_TRAIN, SURE, default_folder, overlap, 
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from training import Batch, arguments, input_rule, outputs_of, train, truth_of
+from training import Batch, arguments, input_rule, outputs_of, step_of, train, truth_of
 
 from xnor_rrm import evaluate as scoring
 from xnor_rrm.decoding import BoxDecoding, Placement
@@ -195,6 +195,16 @@ def loss(output: Tensor, batch: Batch) -> dict[str, Tensor]:
     }
 
 
+def unlike(output: Tensor, teacher: Tensor) -> Tensor:
+    """Divergence of heats, and distances' logarithms where the teacher sees a person."""
+    output, teacher = split_cells(output), split_cells(teacher)
+    p = teacher[:, 0].sigmoid()
+    cross = functional.binary_cross_entropy_with_logits(output[:, 0], p, reduction="sum")
+    own = functional.binary_cross_entropy_with_logits(teacher[:, 0], p, reduction="sum")
+    sides = ((output - teacher)[:, 1:].abs().mean(1) * p).sum()
+    return (cross - own + sides) / p.sum().clamp(min=1)
+
+
 # How good answers are
 
 
@@ -203,7 +213,7 @@ def evaluate(model: nn.Module, clips: Sequence[Clip], every: int = 5) -> dict[st
     """AP50 on every fifth frame of each clip against the teacher, and the mean over clips."""
     decoding, prepare, figures = (
         replace(DECODING, threshold=scoring.LEAST_SCORE),
-        Preprocessor(input_rule(SIZE)),
+        Preprocessor(input_rule(SIZE, step_of(model))),
         {},
     )
     for clip in clips:
@@ -228,16 +238,17 @@ def make_batch(clips: Sequence[Clip], rng: Rng, size: int) -> Batch:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, __doc__, steps=(3000, 3000), lr=(2e-3, 2e-3), batch=24, calm=2.0)
+    args = arguments(argv, __doc__, steps=(3000, 3000), lr=(2e-3, 2e-3), batch=24, calm=(2.0, 3.0))
     labels: Path = args.labels or default_folder()
     training = [Clip.load(labels, stem(clip)) for clip in PERSON_TRAIN]
     held_out = [Clip.load(labels, stem(clip)) for clip in PERSON_HELD_OUT]
     train(
         args,
         "person_float" if args.float else "person",
-        lambda: PersonDetector(binary=not args.float),
+        lambda binary: PersonDetector(binary=binary),
         lambda rng, size: make_batch(training, rng, size),
         loss,
+        unlike,
         lambda model: evaluate(model, held_out),
         SIZE,
         decoding=DECODING,

@@ -125,6 +125,11 @@ def loss(output: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {"heat": ((output - heat) ** 2 * counts).sum() / (heat**2).sum().clamp(min=1)}
 
 
+def unlike(output: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error against the teacher's maps, over their own size."""
+    return ((output - teacher) ** 2).sum() / (teacher**2).sum().clamp(min=1)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, clip: Clip, every: int = 2) -> dict[str, float]:
     """PCK@0.2 on the last third of a clip: the person cut out by the detector's box, and the whole frame."""
@@ -166,16 +171,17 @@ def training_clips(folder: Path) -> list[Clip]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, __doc__, steps=(3000, 1500), lr=(2e-3, 1e-3), batch=24, calm=0.2)
+    args = arguments(argv, __doc__, steps=(3000, 1500), lr=(2e-3, 1e-3), batch=24, calm=(0.2, 1.0))
     labels: Path = args.labels or default_folder()
     training = training_clips(labels)
     dance = Clip.load(labels, DANCE)
     train(
         args,
         "pose_float" if args.float else "pose",
-        lambda: PoseNetwork(binary=not args.float),
+        lambda binary: PoseNetwork(binary=binary),
         lambda rng, size: make_batch(training, rng, size),
         loss,
+        unlike,
         lambda model: evaluate(model, dance),
         SIZE,
         decoding=DECODING,

@@ -33,8 +33,11 @@ from xnor_rrm.model import InputRule
 
 #: Input values: (v - mean) / std, v in 0..255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-#: Of v only the multiple of STEP is seen: most of a camera's noise is no change, so nothing is computed.
-STEP = 16
+#: Of v only multiples of a step are seen, by a float twin and by a binary network: most of a camera's noise
+#: is no change, so nothing is computed. Steps of 32 cost the trained twins nothing, of 64 a lot.
+STEPS = (16, 32)
+#: How near to 0 a value counts as one whose sign may change: within 1 / NEAR.
+NEAR = 3.0
 #: What lies outside a frame. Model files have (v - FILL) / SCALE, whole numbers and a power of two, which the
 #: engine computes without a table: `export` moves the difference into the first layer.
 FILL, SCALE = (124, 116, 104), 64.0
@@ -47,11 +50,11 @@ def arguments(
     description: str | None,
     *,
     batch: int,
-    calm: float,
     steps: tuple[int, int],
     lr: tuple[float, float],
+    calm: tuple[float, float],
 ) -> argparse.Namespace:
-    """The options that every recipe has.  steps, lr : of the float twin, and of the binary network."""
+    """The options that every recipe has.  steps, lr, calm : of the float twin, and of the binary network."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,20 +65,28 @@ def arguments(
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, help="the highest learning rate")
     parser.add_argument("--start", type=Path, help="a .pth to begin with in place of random weights")
+    parser.add_argument("--teacher", type=Path, help="a float twin's .pth, whose answers to learn too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps between validations")
     parser.add_argument("--minutes", type=float, default=3, help="between checkpoints")
-    parser.add_argument("--calm", type=float, default=calm, help="weight of changes between frames")
+    parser.add_argument("--calm", type=float, help="weight of changes between frames")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 layers, but for the last tenth")
     args = parser.parse_args(argv)
-    args.steps, args.lr = args.steps or steps[not args.float], args.lr or lr[not args.float]
+    for name, default in (("steps", steps), ("lr", lr), ("calm", calm)):
+        if getattr(args, name) is None:
+            setattr(args, name, default[not args.float])
     return args
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8[N, H, W, 3] -> float32[N, 3, H, W], in memory as it was."""
-    values = ((images - images % STEP).float() - torch.tensor(MEAN)) / torch.tensor(STD)
+def step_of(model: nn.Module) -> int:
+    """The step of the values that it sees."""
+    return STEPS[any(isinstance(each, BinaryConv) for each in model.modules())]
+
+
+def seen_by(model: nn.Module, images: Tensor) -> Tensor:
+    """Its input: uint8[N, H, W, 3] -> float32[N, 3, H, W], in memory as it was."""
+    values = ((images - images % step_of(model)).float() - torch.tensor(MEAN)) / torch.tensor(STD)
     return values.permute(0, 3, 1, 2)
 
 
@@ -101,23 +112,25 @@ def optimizer_of(model: nn.Module, decay: float = 1e-4) -> torch.optim.Optimizer
 def train(
     args: argparse.Namespace,
     name: str,
-    make: Callable[[], nn.Module],
+    make: Callable[[bool], nn.Module],
     batch: Callable[[np.random.Generator, int], Batch],
     loss: Callable[[Tensor, Batch], dict[str, Tensor]],
+    unlike: Callable[[Tensor, Tensor], Tensor],
     evaluate: Callable[[nn.Module], dict[str, float]],
     size: tuple[int, int],
     **about: Any,
 ) -> nn.Module:
     """A trained network, after args.steps steps, from the checkpoint in args.out where there is one.
 
-    make : the network at random weights.  batch : of a generator and a size, images uint8[N, H, W, 3] and
-    targets; the second half are those of the first half a frame later.  loss : of the network's output and
-    the batch, its terms, to be added up.  evaluate : figures of the network on frames held out.
+    make : the network at random weights, binary or not.  batch : of a generator and a size, images
+    uint8[N, H, W, 3] and targets; the second half are those of the first half a frame later.
+    loss : of the network's output and the batch, its terms, to be added up.
+    unlike : how far an output is from the teacher's.  evaluate : figures of the network on frames held out.
     size : (height, width) of the input.  about : fields of the model file, such as its decoding.
     """
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    model = make()
+    model = make(not args.float)
     for each in model.modules():
         if isinstance(each, nn.Conv2d) and each.bias is None:
             nn.init.kaiming_normal_(each.weight)
@@ -144,6 +157,10 @@ def train(
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
         curve_file.write_text(json.dumps(curve, indent=1) + "\n")
 
+    teacher = None
+    if args.teacher:
+        teacher = make(False).eval().to(memory_format=torch.channels_last)
+        teacher.load_state_dict(torch.load(args.teacher, weights_only=True))
     seen = watch_signs(model)
     sums: dict[str, float] = {}
     started = saved_at = time.monotonic()
@@ -154,8 +171,12 @@ def train(
             group["lr"] = learning_rate(step, args.steps, args.lr)
         data = batch(np.random.default_rng([args.seed, step]), args.batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16 and step < 0.9 * args.steps):
-            output = model(normalise(data[0]))
+            output = model(seen_by(model, data[0]))
         terms = {**loss(output.float(), data), "change": args.calm * change(seen)}
+        if teacher:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+                answer = teacher(seen_by(teacher, data[0]))
+            terms["unlike"] = unlike(output.float(), answer.float())
         optimizer.zero_grad(set_to_none=True)
         sum(terms.values(), torch.zeros(())).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -187,12 +208,12 @@ def train(
 
 
 def watch_signs(model: nn.Module) -> list[Tensor]:
-    """A list to which every forward pass adds what each sign (or clip, of a float twin) is given."""
+    """A list to which every forward pass adds what each sign is given, NEAR times, or each clip of a twin."""
     seen: list[Tensor] = []
 
-    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if model.training:
-            seen.append(inputs[0])
+            seen.append(inputs[0] * NEAR if isinstance(module, Sign) else inputs[0])
 
     for module in model.modules():
         if isinstance(module, Sign | nn.Hardtanh):
@@ -201,25 +222,25 @@ def watch_signs(model: nn.Module) -> list[Tensor]:
 
 
 def change(seen: list[Tensor]) -> Tensor:
-    """By how much values between -1 and 1 change from a frame to the next: mean over signs; empties the list.
+    """By how much clip(x, -1, 1) changes from a frame to the next, mean over layers; empties the list.
 
-    Where it is small few bits flip. A value further from 0 than 1 costs nothing, so that it also draws values
-    away from where a sign changes.
+    Where it is small few bits flip. What is beyond -1 and 1 costs nothing, so that it also draws values away
+    from where a sign changes.
     """
     halves = [x.float().clamp(-1, 1).chunk(2) for x in seen]
     seen.clear()
     return torch.stack([(now - after).abs().mean() for now, after in halves]).mean()
 
 
-def input_rule(size: tuple[int, int]) -> InputRule:
+def input_rule(size: tuple[int, int], step: int) -> InputRule:
     """Whole frames of any size."""
-    return InputRule(size, 0, FILL, (SCALE,) * 3, "area", fit="letterbox", step=STEP)
+    return InputRule(size, 0, FILL, (SCALE,) * 3, "area", fit="letterbox", step=step)
 
 
 def outputs_of(model: nn.Module, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
     """float32[N, h, w, C] of uint8[H, W, 3] each, as the engine has them."""
     parts = torch.from_numpy(np.stack(images)).split(16)
-    outputs = torch.cat([model(normalise(part)).float() for part in parts])
+    outputs = torch.cat([model(seen_by(model, part)).float() for part in parts])
     return outputs.permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -243,7 +264,7 @@ def export(model: nn.Module, path: Path, size: tuple[int, int], **about: Any) ->
     with torch.no_grad():
         bn.running_mean -= (weight * offset).sum((1, 2, 3)).float()
         conv.weight.copy_(weight * (SCALE / std).view(1, 3, 1, 1))
-    dataclasses.replace(convert(model, input=input_rule(size)), **about).save(path)
+    dataclasses.replace(convert(model, input=input_rule(size, step_of(model))), **about).save(path)
 
 
 def draw_curve(curve: list[dict[str, float]], path: Path) -> None:

@@ -314,7 +314,7 @@ def test_networks_openvino_gets_wrong_are_refused(openvino):
 def test_openvino_takes_its_turn_in_a_bench(openvino):
     model = network_for_openvino()
     lane = openvino_network.OpenVinoLane(model, openvino_network.OpenVinoNetwork(model))
-    bench(model, random_frames(np.random.default_rng(0), 4, 16, 16, "noise"), peers=False, watch=lane)
+    bench(model, random_frames(np.random.default_rng(0), 4, 16, 16, "noise"), peers=False, peer=lane)
     facts = lane.facts()
     assert facts["openvino_same_top1"] == 1
     assert 0 < facts["quartiles_ms"][0] <= facts["openvino_ms"] <= facts["quartiles_ms"][1]

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import xnor_rrm
 from xnor_rrm import annotate, cli
-from xnor_rrm.bench import bench
+from xnor_rrm.bench import TURN, bench
 from xnor_rrm.decoding import BoxDecoding, Detections, KeyPoints, PointDecoding
 from xnor_rrm.errors import VideoError, XnorError
 from xnor_rrm.model import INPUT, Model, Window
@@ -583,6 +583,22 @@ def test_bench_sees_a_difference_of_one_bit(model, folder, frames, monkeypatch):
     result = invoke("bench", "person", folder, code=2)
     assert "identical: false" in result.stdout
     assert "first on frame 4" in result.stderr
+
+
+def test_bench_gives_every_frame_to_every_engine(model, frames):
+    several = [frame + np.uint8(i) for i in range(9) for frame in frames][: 2 * TURN + 3]
+    dense, told, watched = model.stream("dense"), [], []
+
+    def watch(frame, dense, cached):
+        watched.append((frame, cached.logits))
+
+    bench(model, several, peers=False, peer=lambda *each: told.append(each), watch=watch)
+    assert len(told) == len(watched) == len(several)
+    for frame, *results in zip(several, told, watched, strict=True):
+        expected = dense.values(frame)
+        for seen, logits in results:
+            assert np.array_equal(seen, frame)
+            assert logits.tobytes() == expected.tobytes()
 
 
 def test_bench_of_nothing_and_of_one_frame(model, frames):

@@ -23,7 +23,8 @@ import train_person  # noqa: E402  # needs torch, or is skipped
 import train_pose  # noqa: E402  # needs torch, or is skipped
 import training  # noqa: E402  # needs torch, or is skipped
 from augment import Clip  # noqa: E402  # needs torch, or is skipped
-from training import MEAN, STD, STEP  # noqa: E402  # needs torch, or is skipped
+from binary import Sign  # noqa: E402  # needs torch, or is skipped
+from training import MEAN, STD, STEPS  # noqa: E402  # needs torch, or is skipped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +69,8 @@ def test_two_steps_end_in_a_file_that_computes_what_torch_does(
     network.load_state_dict(torch.load(weights, weights_only=True))
     model = load(weights.with_suffix(".xnor"))
     frame = np.random.default_rng(1).integers(0, 256, (*recipe.SIZE, 3), dtype=np.uint8)
-    x = ((frame // STEP * STEP - np.array(MEAN)) / np.array(STD)).astype(np.float32).transpose(2, 0, 1)
+    seen = frame - frame % STEPS[not twin]
+    x = ((seen - np.array(MEAN)) / np.array(STD)).astype(np.float32).transpose(2, 0, 1)
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(x[None]))[0].permute(1, 2, 0).numpy()
     values = model.stream("dense").values(frame).reshape(expected.shape)
@@ -76,6 +78,19 @@ def test_two_steps_end_in_a_file_that_computes_what_torch_does(
     assert np.quantile(np.abs(values - expected), 1 if twin else 0.98) < 1e-4
     assert (model.task, model.plan.steps[0]["line"] >= 0) == (recipe.DECODING.task, True)
     assert twin or weights.with_suffix(".xnor").stat().st_size < 1_500_000
+
+
+@RECIPES
+def test_a_teacher_is_learnt_from(recipe: Any, labels: Path, tmp_path: Path) -> None:
+    recipe.main(options(labels, tmp_path / "twin", "--float"))
+    twin = next((tmp_path / "twin").glob("*.pth"))
+    recipe.main(options(labels, tmp_path / "run", "--teacher", str(twin)))
+    (row,) = json.loads((tmp_path / "run" / "curve.json").read_text())
+    assert row["unlike"] > 0
+    channels = 20 if recipe is train_person else 68
+    teacher = torch.randn(2, channels, 4, 6, generator=torch.manual_seed(0))
+    far, near = (recipe.unlike(teacher + by, teacher).item() for by in (0.5, 0.1))
+    assert far > near > abs(recipe.unlike(teacher, teacher).item())
 
 
 @RECIPES
@@ -153,6 +168,15 @@ def test_change_is_the_mean_over_signs_of_values_held_within_one() -> None:
     seen = [torch.cat([first, second]), torch.zeros(2, 7)]
     assert training.change(seen).item() == pytest.approx((1.0 + 0.0) / 2 / 2)
     assert not seen
+
+
+def test_a_sign_that_is_near_to_its_change_is_watched_closely() -> None:
+    values = torch.tensor([[0.1, -0.5]])
+    for activation, factor in ((Sign(), training.NEAR), (torch.nn.Hardtanh(), 1)):
+        network = torch.nn.Sequential(activation)
+        seen = training.watch_signs(network)
+        network(values)
+        assert torch.equal(seen[0], factor * values)
 
 
 def test_what_stands_still_is_doubted() -> None:

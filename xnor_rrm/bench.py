@@ -31,6 +31,10 @@ Logits = npt.NDArray[np.float32]
 #: Frames that throw-away streams see first, so that every kernel is compiled before the clock starts.
 WARM_UP = 3
 
+#: Frames of a turn. An engine that runs for a frame at a time finds its state and its code evicted from the
+#: caches by the others; on a video of its own it finds them where its last frame left them.
+TURN = 8
+
 
 def bench(
     model: Model,
@@ -40,18 +44,21 @@ def bench(
     video: str = "",
     threshold: int = 0,
     peers: bool = True,
+    peer: Callable[[Frame, Logits], None] | None = None,
     watch: Callable[[Frame, Lane, Lane], None] | None = None,
 ) -> dict[str, Any]:
-    """Run a dense and a cached stream frame by frame, in turns, on this thread; JSON-ready results.
+    """Run a dense and a cached stream in turns of TURN frames, on this thread; JSON-ready results.
 
     frames : uint8[H, W, 3] each, a fresh array each.  video : its name, for the record.
     threshold : of the cached stream (`Stream`); what is timed as dense has none.
     peers : time xnor-popcount alone and PyTorch too.
-    watch : called after each frame with it and the lanes, dense and cached.
+    peer : one more engine, which takes its turn too: called with each frame and our output for it.
+    watch : called after each frame of the cached stream with it and the lanes, dense and cached.
 
     Times are medians over frames, in milliseconds. They hold everything from the raw frame to the logits
     (resize, crop, all layers), and leave out decoding, compilation, and the first frame, where the cached
-    stream has no history. Dense and cached take turns at going first. `spread` holds the quartiles.
+    stream has no history. Dense and cached take turns at going first; each gets a frame just written, as a
+    decoder leaves it. `spread` holds the quartiles.
 
     frames, identical : how many, and whether both outputs had the same bytes on every one of them;
         first_difference : the first frame, from 0, where they had not, or None. With a threshold the cached
@@ -95,21 +102,32 @@ def bench(
         exact = Lane(model, "dense", threshold=threshold) if threshold else None
         differing: list[int] = []
         disagreement = Disagreement(model.task == "classification")
-        for number, frame in enumerate(itertools.chain(head, remaining)):
-            if number % 2:
-                ours, theirs = cached(frame), dense(frame)
-            else:
-                theirs, ours = dense(frame), cached(frame)
-            if ours.tobytes() != (exact(frame) if exact else theirs).tobytes():
-                differing.append(number)
-            if threshold and number:
-                disagreement.add(cached.stream.held_back, ours, theirs)
-            if popcount:
-                popcount(frame)
-            if floats:
-                floats(frame)
-            if watch:
-                watch(frame, dense, cached)
+        every, number = itertools.chain(head, remaining), 0
+        for turn in itertools.count():
+            taken = list(itertools.islice(every, TURN))
+            if not taken:
+                break
+            theirs = [] if turn % 2 else [dense(frame) for frame in taken]
+            ours, held = [], []
+            for frame in taken:
+                ours.append(cached(frame))
+                held.append(cached.stream.held_back)
+                if watch:
+                    watch(frame, dense, cached)
+            theirs = theirs or [dense(frame) for frame in taken]
+            expected = [exact(frame) for frame in taken] if exact else theirs
+            for mine, right, plain, share in zip(ours, expected, theirs, held, strict=True):
+                if mine.tobytes() != right.tobytes():
+                    differing.append(number)
+                if threshold and number:
+                    disagreement.add(share, mine, plain)
+                number += 1
+            for engine in filter(None, (popcount, floats)):
+                for frame in taken:
+                    engine(frame)
+            if peer:
+                for frame, logits in zip(taken, theirs, strict=True):
+                    peer(frame, logits)
 
     settled = slice(1 if len(dense.seconds) > 1 else 0, None)
     dense_stats, cached_stats = dense.stats[settled], cached.stats[settled]
@@ -174,6 +192,7 @@ class Lane:
         self.stats: list[tuple[LayerStats, ...]] = []
 
     def __call__(self, frame: Frame) -> Logits:
+        frame = frame.copy()  # just written, as a decoder leaves it
         start = perf_counter()
         self.logits = self.stream.values(frame)
         seconds = perf_counter() - start

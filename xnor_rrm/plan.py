@@ -18,7 +18,7 @@ from .bits import pack_signs
 from .errors import ModelError
 from .fold import FOLDABLE, fold
 from .kernels import float_conv, row_table, set_rows, sliced, xnor
-from .kernels.elementwise import FIELDS, REGISTER, Op
+from .kernels.elementwise import FIELDS, REGISTER, SCALE_FIELD, SHIFT_FIELD, SLOPE_FIELD, Op
 from .kernels.frame import Constants, Kind
 from .kernels.layer import padding_word_mask
 from .kernels.packed import Packed, pack
@@ -503,7 +503,7 @@ class _Program:
             assert isinstance(layer, BinaryConv2d)
             alpha, bias = self._constants(layer.alpha), self._constants(layer.bias)
             op, offset = (Op.OWN_DOTS, 0) if name == self._own else (Op.DOTS, y.offset)
-            self._emit(op, target, offset, y.stride, alpha, bias, self._b.valid_bits(layer))
+            self._emit(op, target, offset, y.stride, alpha, bias, self._b.valid_bits(layer), -1, -1, -1)
             self.source_masks.append(y.mask)
             self.dots.append(name)
         elif name == self._own:
@@ -529,6 +529,8 @@ class _Program:
             else:
                 self._emit(Op.SIGN, sources[0], *to)
             return
+        if self._follows_dots(layer):
+            return
         target = self._new(layer.name)
         if isinstance(layer, Affine):
             scale, shift = self._constants(layer.scale), self._constants(layer.shift)
@@ -545,6 +547,21 @@ class _Program:
         else:
             self._emit(Op.ADD, target, sources[0], sources[1])
 
+    def _follows_dots(self, layer: Layer) -> bool:
+        """Whether the instruction before, the dots that this layer alone reads, now computes it too."""
+        source, last = layer.inputs[0], self.code[-1]
+        dots = last[0] in (Op.DOTS, Op.OWN_DOTS) and last[1] == self._register[source]
+        if not dots or self._uses[source] > 1:
+            return False
+        if isinstance(layer, Affine) and last[SCALE_FIELD] == last[SLOPE_FIELD] == -1:
+            last[SCALE_FIELD], last[SHIFT_FIELD] = self._constants(layer.scale), self._constants(layer.shift)
+        elif isinstance(layer, PRelu) and last[SLOPE_FIELD] == -1:
+            last[SLOPE_FIELD] = self._constants(layer.slope)
+        else:
+            return False
+        self._register[layer.name] = self._register.pop(source)
+        return True
+
     def store(self, name: str, tensor: _Tensor) -> None:
         """Keep a value: a member's own, or a convolution's dots that a pool or the caller reads."""
         self._emit(Op.STORE, self._fetch(name), tensor.offset, tensor.stride, tensor.mask)
@@ -553,7 +570,7 @@ class _Program:
     def release(self, layer: Layer) -> None:
         for name in layer.inputs:
             self._uses[name] -= 1
-            if self._uses[name] == 0:
+            if self._uses[name] == 0 and name in self._register:
                 self._free.append(self._register[name])
 
 
