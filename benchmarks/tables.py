@@ -47,8 +47,8 @@ share of the cached frame.
 ACCURACY = """## Accuracy
 
 `xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that it was not
-trained on. *Twin*: the same network in float, of the same data, losses and steps; `pose` then begins with
-its twin's weights and has half as many steps more (recipes/README.md).
+trained on. *Twin*: the same network in float, of the same data and losses; `pose` begins with its weights,
+and both end by learning from its answers, 500 and 1,500 steps (recipes/README.md).
 
 """
 PIPELINE = """## From file to answers

@@ -2,7 +2,7 @@
 
     python recipes/label.py --data FOLDER
     python recipes/train_pose.py --out runs/pose_float --float     # its float twin, to begin with
-    python recipes/train_pose.py --out runs/pose --start TWIN --teacher TWIN    # runs/pose_float/pose_float.pth
+    python recipes/train_pose.py --out runs/pose --start TWIN --teacher TWIN    # its .pth
 
 Targets and loss are those of SimpleBaseline (Xiao et al., 2018): a Gaussian of a cell round each point,
 squared error. Output: 17 maps of 32x24 cells; xnor_rrm.decoding.PointDecoding finds their peaks. Trained on
