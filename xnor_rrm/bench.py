@@ -122,7 +122,8 @@ def bench(
                 if threshold and number:
                     disagreement.add(share, mine, plain)
                 number += 1
-            for engine in filter(None, (popcount, floats)):
+            others: list[Callable[[Frame], object]] = [each for each in (popcount, floats) if each]
+            for engine in others:
                 for frame in taken:
                     engine(frame)
             if peer:
