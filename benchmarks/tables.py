@@ -49,8 +49,8 @@ ACCURACY = """## Accuracy
 `xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that it was not
 trained on. *Twin*: the same network in float, of the same data and losses; `pose` begins with its weights,
 and both end by learning from its answers, 500 and 1,500 steps (recipes/README.md).
-No weight was trained on these frames, but they were looked at: the shipped detector is the best on pets2001 of
-three continuations (AP50 0.418, 0.424, 0.479) of one that had 0.446, so its figure there flatters it.
+No weight was trained on these frames, but they were looked at: the shipped detector is the best on pets2001
+of three continuations (AP50 0.418, 0.424, 0.479) of one that had 0.446, so its figure there flatters it.
 
 """
 PIPELINE = """## From file to answers
