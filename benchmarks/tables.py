@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xnor_rrm.bench import TURN
-
 from . import bars, output
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
@@ -37,7 +35,7 @@ stored frame by frame, with noise in every pixel (`benchmarks/bars.py` says whic
 """
 BENCH = """## Whole networks
 
-From the raw frame to the logits. Dense and cached streams take turns of {turn} frames, and PyTorch and
+From the raw frame to the logits. Dense and cached streams take turns of several frames, and PyTorch and
 OpenVINO with them: a stream finds in the caches what its own last frame left there, and the frame as a
 decoder leaves it, just written. PyTorch and OpenVINO are timed without resizing and cropping ("preprocess"),
 as are *all layers*. OpenVINO has the same graph, binary where ours is (`benchmarks/openvino_network.py`).
@@ -49,8 +47,8 @@ ACCURACY = """## Accuracy
 `xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that it was not
 trained on. *Twin*: the same network in float, of the same data and losses; `pose` begins with its weights,
 and both end by learning from its answers, 500 and 1,500 steps (recipes/README.md).
-No weight was trained on these frames, but they were looked at: the shipped detector is the best on pets2001
-of three continuations (AP50 0.418, 0.424, 0.479) of one that had 0.446, so its figure there flatters it.
+No weight was trained on these frames, but they were looked at when networks were chosen, which flatters the
+figures (docs/model_cards.md).
 
 """
 PIPELINE = """## From file to answers
@@ -244,7 +242,7 @@ def bench_section(benches: Sequence[Json]) -> str:
     commands = "\n".join(f"    {b['command']}" for b in benches)
     last = max(benches, key=lambda b: str(b["date"]))
     made = made_by({**last, "command": commands.strip()})
-    return f"{BENCH.format(turn=TURN)}\n{bench_table(benches)}\n{table(columns, rows)}\n{made}"
+    return f"{BENCH}\n{bench_table(benches)}\n{table(columns, rows)}\n{made}"
 
 
 def accuracy_section(evaluations: Sequence[Json]) -> str:

@@ -84,7 +84,7 @@ class Areas(NamedTuple):
 
 
 unpack_areas = unpacker(Areas)
-#: A `Shape` where nothing is to be resized. Plain tuples: Numba takes 60 us to accept one with names.
+#: A `Shape` where nothing is to be resized. Without names, as Numba accepts it sooner (0.5 us for 1.3).
 NOTHING = (0,) * len(Shape._fields)
 
 

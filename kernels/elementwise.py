@@ -93,7 +93,7 @@ def run_program(
     block = span // width
     for first in range(0, count, block):
         n = min(block, count - first)
-        for at in range(0, len(program), 10):
+        for at in range(0, len(program), FIELDS):
             op = program[at]
             target = program[at + 1] * span
             a, b, c, d = program[at + 2], program[at + 3], program[at + 4], program[at + 5]
@@ -104,7 +104,8 @@ def run_program(
                         store(registers, target + i * width + lane, load(floats, source + lane))
             elif op in (DOTS, OWN_DOTS):
                 bits_inside = program[at + 6]
-                scale_at, shift_at, slope_at = program[at + 7], program[at + 8], program[at + 9]
+                scale_at, shift_at = program[at + SCALE_FIELD], program[at + SHIFT_FIELD]
+                slope_at = program[at + SLOPE_FIELD]
                 places = pixels if op == DOTS else slots
                 sums = counts if op == DOTS else own_counts
                 for i in range(n):

@@ -1,9 +1,8 @@
 """Many arrays in one piece of memory, handed to a kernel by its address alone.
 
 Numba takes about a microsecond to accept each array of a call where caches are cold, and a frame's kernel
-works on forty; and it counts who refers to an array with every slice that is taken of it. Together they are a
-tenth of what the whole of a small network takes. What is made of an address is not counted: whoever calls a
-kernel with one keeps the `Packed` till it returns.
+works on forty; and it counts who refers to an array with every slice that is taken of it. What is made of an
+address is not counted: whoever calls a kernel with one keeps the `Packed` till it returns.
 """
 
 from __future__ import annotations

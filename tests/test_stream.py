@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MOTIONS, Builder, every_kind, random_frames, random_model
-from xnor_rrm.kernels.frame import Kind
+from xnor_rrm.kernels.frame import BAND_ROWS, Kind
 from xnor_rrm.kernels.frame import Path as Taken
 
 import xnor_rrm
@@ -391,6 +391,31 @@ def test_stems_of_patches(seed, kernel, outputs, pooled, threshold, size, band):
         expected = oracle(model, last)
         for stream in streams:
             assert stream.values(frame).tobytes() == expected.tobytes(), stream.mode
+
+
+@pytest.mark.parametrize("size", [(400, 37), (90, 60), (300, 41), (BAND_ROWS * 2 + 20, 20), (60, 260)])
+@pytest.mark.parametrize("kernel", [(4, 4), (5, 3)])
+@pytest.mark.parametrize("threshold", [0, 40])
+def test_frames_resized_band_by_band_ahead_of_a_stem(size, kernel, threshold):
+    """Images of three bands, letterboxed above and below, left and right, or not; shrunk and enlarged."""
+    rng = np.random.default_rng(0)
+    net = Builder(rng, BAND_ROWS * 2 + 20, 20)
+    net.binary(net.affine(net.conv(INPUT, 40, Window(kernel, kernel))), 9, SAME)
+    model = net.model()
+    mean, crop = (124.0, 116.0, 104.0), model.input_rule.crop
+    rule = replace(model.input_rule, resize=0, mean=mean, std=(64.0,) * 3, step=16, interpolation="area")
+    model = replace(model, input_rule=replace(rule, fit="letterbox"))
+    assert model.plan.steps[1]["line"] >= 0
+    assert model.plan.steps[1]["kind"] == Kind.FLOAT_CONV
+    streams, last = [model.stream(mode, threshold=threshold) for mode in ("cached", "dense")], None
+    frame = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    for top in (0, size[0] // 3, size[0] - 2, size[0] // 2):
+        last = naive.let_through(naive.letterbox(frame, crop, mean) // 16 * 16, last, threshold)
+        expected = oracle(model, last)
+        for stream in streams:
+            assert stream.values(frame).tobytes() == expected.tobytes(), (stream.mode, top)
+        frame = frame.copy()
+        frame[top : top + size[0] // 8] = rng.integers(0, 256, frame[top : top + size[0] // 8].shape)
 
 
 def test_tables_that_are_lines_but_for_a_bit():

@@ -102,12 +102,10 @@ def bench(
         exact = Lane(model, "dense", threshold=threshold) if threshold else None
         differing: list[int] = []
         disagreement = Disagreement(model.task == "classification")
-        every, number = itertools.chain(head, remaining), 0
-        for turn in itertools.count():
-            taken = list(itertools.islice(every, TURN))
-            if not taken:
-                break
-            theirs = [] if turn % 2 else [dense(frame) for frame in taken]
+        others: list[Callable[[Frame], object]] = [each for each in (popcount, floats) if each]
+        every, number, dense_first = itertools.chain(head, remaining), 0, True
+        while taken := list(itertools.islice(every, TURN)):
+            theirs = [dense(frame) for frame in taken] if dense_first else []
             ours, held = [], []
             for frame in taken:
                 ours.append(cached(frame))
@@ -122,13 +120,13 @@ def bench(
                 if threshold and number:
                     disagreement.add(share, mine, plain)
                 number += 1
-            others: list[Callable[[Frame], object]] = [each for each in (popcount, floats) if each]
             for engine in others:
                 for frame in taken:
                     engine(frame)
             if peer:
                 for frame, logits in zip(taken, theirs, strict=True):
                     peer(frame, logits)
+            dense_first = not dense_first
 
     settled = slice(1 if len(dense.seconds) > 1 else 0, None)
     dense_stats, cached_stats = dense.stats[settled], cached.stats[settled]
