@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from .jit import inline, jit
 from .packed import I64, U8, U16, unpacker
@@ -71,8 +72,9 @@ class Shape(NamedTuple):
 
 
 class Areas(NamedTuple):
-    """The tables of both axes, flat (`paired`, `column_blocks`), and scratch for a band of rows."""
+    """A `Shape`, tables of both axes, flat (`paired`, `column_blocks`), and scratch for a band of rows."""
 
+    shape: I64
     row_places: I64
     row_weights: U16
     column_places: I64
@@ -83,9 +85,14 @@ class Areas(NamedTuple):
     strip: U8
 
 
-unpack_areas = unpacker(Areas)
-#: A `Shape` where nothing is to be resized. Without names, as Numba accepts it sooner (0.5 us for 1.3).
-NOTHING = (0,) * len(Shape._fields)
+_areas, _FIELDS = unpacker(Areas), len(Shape._fields)
+
+
+@inline
+def unpack_areas(address: Any) -> Any:
+    """The `Shape` and the `Areas` that are packed at an address."""
+    areas = _areas(address)
+    return Shape(*to_fixed_tuple(areas.shape, _FIELDS)), areas
 
 
 def paired(first: Int, weights: Int) -> tuple[Int, Int]:
@@ -204,11 +211,12 @@ def _average_columns(shape: Any, a: Any, first: Any, last: Any, image: Any) -> N
 
 
 @jit
-def average_rows(source: Any, shape: Any, a: Any, image: Any, first: int, last: int) -> None:
+def average_rows(source: Any, address: int, image: Any, first: int, last: int) -> None:
     """Rows `first` to below `last` of an image, as far as they are of the frame; the others stay.
 
-    source : uint8[rows * size], a frame.  a : `Areas`.  image : uint8.
+    source : uint8[rows * size], a frame.  address : of the packed `Areas`.  image : uint8.
     """
+    shape, a = unpack_areas(address)
     end = min(last - shape.top, shape.rows)
     for y in range(max(first - shape.top, 0), end, BAND):
         _average_rows(source, shape, a, y, min(y + BAND, end))
@@ -216,8 +224,9 @@ def average_rows(source: Any, shape: Any, a: Any, image: Any, first: int, last: 
 
 
 @inline
-def bytes_read(shape: Any, a: Any, first: Any, last: Any) -> Any:
+def bytes_read(address: Any, first: Any, last: Any) -> Any:
     """Where the part of the frame begins and ends that `average_rows` reads."""
+    shape, a = unpack_areas(address)
     first, last = max(first - shape.top, 0), min(last - shape.top, shape.rows)
     if first >= last:
         return 0, 0
@@ -226,10 +235,10 @@ def bytes_read(shape: Any, a: Any, first: Any, last: Any) -> Any:
 
 
 @jit
-def average_areas(source: Any, part: Any, tables: Any, image: Any) -> None:
-    """All of an image.  part : a `Shape` without names.  tables : address of the packed `Areas`."""
-    shape = Shape(*part)
-    average_rows(source, shape, unpack_areas(tables), image, 0, shape.top + shape.rows)
+def average_areas(source: Any, image: Any, address: int) -> None:
+    """All of an image.  source : uint8[rows, width, C], a frame.  address : of the packed `Areas`."""
+    shape, _ = unpack_areas(address)
+    average_rows(source.reshape(-1), address, image, 0, shape.top + shape.rows)
 
 
 def strip_size(size: int) -> int:

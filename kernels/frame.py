@@ -11,8 +11,9 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from .area import Shape, average_rows, bytes_read, unpack_areas
+from .area import average_rows, bytes_read
 from .bitpack import diff_into_padded
 from .clock import now
 from .elementwise import run_program
@@ -21,12 +22,13 @@ from .jit import jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
 from .normalise import convert_patches, normalise
-from .packed import F32, I32, I64, U8, U16, U64, unpacker
+from .packed import F32, I32, I64, U8, U16, U64, array_at, unpacker
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
 from .simd import get, put
 from .sliced import slice_sums
+from .step import STEP
 from .threshold import threshold_bits
 from .window import (
     copy_changed_into_padded,
@@ -62,13 +64,17 @@ class Path(IntEnum):
 
 
 class Constants(NamedTuple):
-    """The plan's weights and tables, one array a dtype."""
+    """The plan's weights and tables, one array a dtype.
+
+    output : offset in f32, pixels, elements a pixel and channels of the network's output.
+    """
 
     u64: U64
     f32: F32
     i64: I64
     i32: I32
     u16: U16
+    output: I64
 
 
 class State(NamedTuple):
@@ -81,7 +87,7 @@ class State(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays that the steps of a frame use in turn."""
+    """Arrays that the steps of a frame use in turn, and what they report: int64[n * REPORT]."""
 
     risen: I32
     fallen: I32
@@ -102,13 +108,29 @@ class Scratch(NamedTuple):
     band_u16: U16
     patches: F32
     timespec: I64
+    report: I64
 
 
 _constants, _state, _scratch = unpacker(Constants), unpacker(State), unpacker(Scratch)
 
+
+class Memory(NamedTuple):
+    """Addresses of the packed `Constants`, `State` and `Scratch`.
+
+    Steps take these and unpack what they need: thirty arrays a call would be 1.7 KB of arguments.
+    """
+
+    constants: int
+    state: int
+    scratch: int
+
+
 #: What a step reports of a frame: path, flips (binary) or (of the input step) pixels that the threshold held
 #: back, outputs computed, nanoseconds; of the input step also those of resizing.
 REPORT = 5
+
+#: Pixels that a program leaves for the head that is run with it: they stay in the first-level cache.
+HEAD_PIXELS = 16
 
 #: Rows of the image that are resized before a convolution takes them.
 BAND_ROWS = 64
@@ -118,8 +140,9 @@ DENSE, CHANGED, ROWS, CLEAN = (int(path) for path in Path)
 
 
 @jit
-def _list_sources(s: Any, const: Any, state: Any, first: int, last: int, pixels: Any) -> int:
+def _list_sources(s: Any, memory: Any, first: int, last: int, pixels: Any) -> int:
     """List the pixels from `first` to below `last` that changed in any tensor the step's program reads."""
+    const, state = _constants(memory.constants), _state(memory.state)
     mask = state.u8[s.y_mask + first : s.y_mask + last]
     mask[:] = 0
     for i in range(s.sources):
@@ -134,26 +157,18 @@ def _list_sources(s: Any, const: Any, state: Any, first: int, last: int, pixels:
 
 
 @jit
-def _clear_targets(s: Any, const: Any, state: Any) -> None:
+def _clear_targets(s: Any, memory: Any) -> None:
     """Mark every pixel of the tensors the step's program stores as unchanged."""
+    const, state = _constants(memory.constants), _state(memory.state)
     for i in range(s.targets):
         at = const.i64[s.target_masks + i]
         state.u8[at : at + s.ho * s.wo] = 0
 
 
 @jit
-def _program(
-    s: Any,
-    const: Any,
-    state: Any,
-    scratch: Any,
-    pixels: Any,
-    slots: Any,
-    count: int,
-    counts: Any,
-    compare: bool,
-) -> None:
+def _program(s: Any, memory: Any, pixels: Any, slots: Any, count: int, counts: Any, compare: bool) -> None:
     """Run the step's program; its convolution's sums stand at `slots` of `counts` or `band_f32`."""
+    const, state, scratch = _constants(memory.constants), _state(memory.state), _scratch(memory.scratch)
     program = const.i64[s.program : s.program + s.program_size]
     run_program(
         program, s.lanes, const.f32, const.i32, state.f32, state.u16, state.u64, state.u8,
@@ -162,21 +177,62 @@ def _program(
 
 
 @jit
-def _elementwise(s: Any, all_pixels: bool, const: Any, state: Any, scratch: Any, report: Any) -> None:
+def _program_and_head(
+    e: Any,
+    h: Any,
+    headed: bool,
+    memory: Any,
+    pixels: Any,
+    slots: Any,
+    count: int,
+    sums: Any,
+    compare: bool,
+    e_report: Any,
+    h_report: Any,
+) -> None:
+    """A program fused with a binary convolution and, if `headed`, the 1x1 convolution `h` that reads it."""
+    const, state, scratch = _constants(memory.constants), _state(memory.state), _scratch(memory.scratch)
+    begin = now(scratch.timespec)
+    e_report[2] += count
+    if not headed:
+        _program(e, memory, pixels, slots, count, sums, compare)
+        e_report[3] += now(scratch.timespec) - begin
+        return
+    weights = const.f32[h.weights : h.weights + h.weights_size]
+    bias = const.f32[h.bias : h.bias + h.lanes]
+    starts = const.i64[h.starts : h.starts + h.ho * h.wo]
+    segment_at, y = const.i64[h.segment_at : h.segment_at + 1], state.f32[h.y :]
+    for first in range(0, count, HEAD_PIXELS):
+        n = min(HEAD_PIXELS, count - first)
+        listed = pixels[first:]
+        _program(e, memory, listed, slots[first:], n, sums, compare)
+        middle = now(scratch.timespec)
+        conv_float(scratch.band_f32, weights, bias, h, starts, segment_at, scratch.identity, listed, n, y)
+        end = now(scratch.timespec)
+        e_report[3] += middle - begin
+        h_report[3] += end - middle
+        begin = end
+    h_report[2] += count
+
+
+@jit
+def _elementwise(s: Any, all_pixels: bool, memory: Any, report: Any) -> None:
     """A program by itself."""
+    state, scratch = _state(memory.state), _scratch(memory.scratch)
     if all_pixels:
         count = list_all(0, s.ho * s.wo, scratch.pixels)
     else:
-        _clear_targets(s, const, state)
-        count = _list_sources(s, const, state, 0, s.ho * s.wo, scratch.pixels)
-    _program(s, const, state, scratch, scratch.pixels, scratch.pixels, count, state.u16, not all_pixels)
+        _clear_targets(s, memory)
+        count = _list_sources(s, memory, 0, s.ho * s.wo, scratch.pixels)
+    _program(s, memory, scratch.pixels, scratch.pixels, count, state.u16, not all_pixels)
     report[0] = DENSE if all_pixels else CHANGED if count else CLEAN
     report[2] = count
 
 
 @jit
-def _pool(s: Any, all_pixels: bool, state: Any, scratch: Any, report: Any) -> None:
+def _pool(s: Any, all_pixels: bool, memory: Any, report: Any) -> None:
     """A pool: the windows that hold a change."""
+    state, scratch = _state(memory.state), _scratch(memory.scratch)
     changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
     if all_pixels:
         count = list_all(0, s.ho * s.wo, scratch.pixels)
@@ -190,8 +246,9 @@ def _pool(s: Any, all_pixels: bool, state: Any, scratch: Any, report: Any) -> No
 
 
 @jit
-def _copy(s: Any, all_pixels: bool, const: Any, state: Any, report: Any) -> None:
+def _copy(s: Any, all_pixels: bool, memory: Any, report: Any) -> None:
     """A concatenation or a nearest upsampling."""
+    const, state = _constants(memory.constants), _state(memory.state)
     sources = const.i64[s.program : s.program + s.sources * SOURCE]
     changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
     count = copy_pixels(sources, s, state.f32, state.u8, all_pixels, state.f32[s.y :], changed)
@@ -200,8 +257,9 @@ def _copy(s: Any, all_pixels: bool, const: Any, state: Any, report: Any) -> None
 
 
 @jit
-def _bilinear(s: Any, all_pixels: bool, const: Any, state: Any, report: Any) -> None:
+def _bilinear(s: Any, all_pixels: bool, memory: Any, report: Any) -> None:
     """A bilinear upsampling."""
+    const, state = _constants(memory.constants), _state(memory.state)
     changed = state.u8[s.y_mask : s.y_mask + s.ho * s.wo]
     taps, weights = const.i64[s.starts :], const.f32[s.weights :]
     count = interpolate_pixels(
@@ -217,13 +275,13 @@ def _input(
     image: Any,
     all_pixels: bool,
     threshold: int,
-    const: Any,
-    state: Any,
+    memory: Any,
     top: int,
     bottom: int,
     report: Any,
 ) -> None:
     """Rows `top` to below `bottom` of the input: what has changed, and its values where floats are wanted."""
+    const, state = _constants(memory.constants), _state(memory.state)
     first, last = top * s.wo, bottom * s.wo
     before = state.u8[s.padded + s.cin * first : s.padded + s.cin * last]
     changed = state.u8[s.y_mask + first : s.y_mask + last]
@@ -238,10 +296,11 @@ def _input(
 
 
 @jit
-def _unmark(s: Any, e: Any, fused: bool, const: Any, state: Any) -> None:
+def _unmark(s: Any, e: Any, fused: bool, memory: Any) -> None:
     """Mark as unchanged what a float convolution, or the program `e` fused with it, stores."""
+    state = _state(memory.state)
     if fused:
-        _clear_targets(e, const, state)
+        _clear_targets(e, memory)
     else:
         state.u8[s.y_mask : s.y_mask + s.ho * s.wo] = 0
 
@@ -252,9 +311,7 @@ def _float_rows(
     e: Any,
     fused: bool,
     all_pixels: bool,
-    const: Any,
-    state: Any,
-    scratch: Any,
+    memory: Any,
     top: int,
     bottom: int,
     later: Any,
@@ -267,6 +324,7 @@ def _float_rows(
 
     later[at:end] : what is read next, to be asked for meanwhile.
     """
+    const, state, scratch = _constants(memory.constants), _state(memory.state), _scratch(memory.scratch)
     begin = now(scratch.timespec)
     pixels, from_bytes = scratch.pixels, s.line >= 0
     padded = state.f32[s.padded : s.padded + s.hp * s.wp * s.words]
@@ -297,7 +355,7 @@ def _float_rows(
             conv_float(padded, weights, bias, s, starts, segment_at, listed, slots, n, sums)
         if fused:
             middle = now(scratch.timespec)
-            _program(e, const, state, scratch, listed, scratch.identity, n, state.u16, not all_pixels)
+            _program(e, memory, listed, scratch.identity, n, state.u16, not all_pixels)
             finish = now(scratch.timespec)
             e_report[3] += finish - middle
             begin += finish - middle
@@ -314,13 +372,12 @@ def _float_conv(
     e: Any,
     fused: bool,
     all_pixels: bool,
-    const: Any,
-    state: Any,
-    scratch: Any,
+    memory: Any,
     report: Any,
     e_report: Any,
 ) -> None:
     """A whole float convolution."""
+    state, scratch = _state(memory.state), _scratch(memory.scratch)
     begin = now(scratch.timespec)
     x, changed = state.f32[s.x :], state.u8[s.x_mask : s.x_mask + s.h * s.w]
     padded = state.f32[s.padded : s.padded + s.hp * s.wp * s.words]
@@ -330,9 +387,9 @@ def _float_conv(
         else:
             copy_changed_into_padded(x, s.x_stride, s, changed, padded)
     if not all_pixels:
-        _unmark(s, e, fused, const, state)
+        _unmark(s, e, fused, memory)
     report[3] = now(scratch.timespec) - begin
-    _float_rows(s, e, fused, all_pixels, const, state, scratch, 0, s.ho, state.u8, 0, 0, report, e_report)
+    _float_rows(s, e, fused, all_pixels, memory, 0, s.ho, state.u8, 0, 0, report, e_report)
 
 
 @jit
@@ -343,14 +400,11 @@ def _begin(
     patches: bool,
     fused: bool,
     source: Any,
-    shape: Any,
-    areas: Any,
+    resizing: int,
     image: Any,
     all_pixels: bool,
     threshold: int,
-    const: Any,
-    state: Any,
-    scratch: Any,
+    memory: Any,
     report: Any,
     c_report: Any,
     e_report: Any,
@@ -359,23 +413,24 @@ def _begin(
 
     Resizing waits for memory, and a convolution for its arithmetic: the one asks for the other's next rows.
     """
+    scratch = _scratch(memory.scratch)
     rows = s.ho
     if patches:
         rows = c.kh * max(1, BAND_ROWS // c.kh)
         if not all_pixels:
-            _unmark(c, e, fused, const, state)
+            _unmark(c, e, fused, memory)
     for top in range(0, s.ho, rows):
         bottom = min(top + rows, s.ho)
         begin = now(scratch.timespec)
-        average_rows(source, shape, areas, image, top, bottom)
+        average_rows(source, resizing, image, top, bottom)
         resized = now(scratch.timespec)
-        _input(s, image, all_pixels, threshold, const, state, top, bottom, report)
+        _input(s, image, all_pixels, threshold, memory, top, bottom, report)
         report[3] += now(scratch.timespec) - resized
         report[4] += resized - begin
         if patches:
-            at, end = bytes_read(shape, areas, bottom, bottom + rows)
+            at, end = bytes_read(resizing, bottom, bottom + rows)
             _float_rows(
-                c, e, fused, all_pixels, const, state, scratch, top // c.kh, bottom // c.kh, source, at, end,
+                c, e, fused, all_pixels, memory, top // c.kh, bottom // c.kh, source, at, end,
                 c_report, e_report,
             )  # fmt: skip
 
@@ -385,18 +440,20 @@ def _binary_conv(
     s: Any,
     e: Any,
     fused: bool,
+    h: Any,
+    headed: bool,
     all_pixels: bool,
     keep: bool,
-    const: Any,
-    state: Any,
-    scratch: Any,
+    memory: Any,
     report: Any,
     e_report: Any,
+    h_report: Any,
 ) -> None:
-    """A binary convolution, and what alone reads it: a sign, or if fused the program `e`.
+    """A binary convolution, and what alone reads it: a sign, or if fused the program `e`, and its head `h`.
 
     Without `keep` the sums that have been read are not needed again, and stay in a band's scratch.
     """
+    const, state, scratch = _constants(memory.constants), _state(memory.state), _scratch(memory.scratch)
     begin = now(scratch.timespec)
     pixels, more_pixels = scratch.pixels, scratch.more_pixels
     x = state.u64[s.x : s.x + s.h * s.w * s.words]
@@ -423,7 +480,7 @@ def _binary_conv(
         mark_flipped(diff, s, mask)
         count = list_windows(mask, s, 0, s.ho, state.u8, pixels)
     if fused and not all_pixels:
-        _clear_targets(e, const, state)
+        _clear_targets(e, memory)
     if s.planes > 0 and (all_pixels or path == CHANGED) and state.u64[s.in_planes]:
         # the sums that do not change are not at hand
         count, state.u64[s.in_planes] = list_all(0, s.ho * s.wo, pixels), 0
@@ -446,7 +503,7 @@ def _binary_conv(
     base, limits = const.u16[s.base :], const.u16[s.limits :]
     base_classes = const.i64[s.base_classes :]
     inverted, bits = const.u64[s.inverted :], state.u64[s.bits :]
-    rows = s.band if fused or to_bits else s.ho
+    rows = s.band
     planes, ones, flipped = state.u64[s.sliced :], state.u64[s.ones :], const.u64[s.flipped :]
     if path == ROWS and s.planes > 0:
         rows = s.ho
@@ -506,86 +563,90 @@ def _binary_conv(
                 n = last - first
                 listed = pixels[first:]
                 slots = scratch.identity if in_band else listed
-                _program(e, const, state, scratch, listed, slots, n, sums, False)
+                _program_and_head(e, h, headed, memory, listed, slots, n, sums, False, e_report, h_report)
             else:
-                n = _list_sources(e, const, state, first, last, more_pixels)
-                _program(e, const, state, scratch, more_pixels, more_pixels, n, sums, True)
-            end = now(scratch.timespec)
-            e_report[2] += n
-            e_report[3] += end - middle
-            begin += end - middle
+                n = _list_sources(e, memory, first, last, more_pixels)
+                _program_and_head(
+                    e, h, headed, memory, more_pixels, more_pixels, n, sums, True, e_report, h_report
+                )
+            begin += now(scratch.timespec) - middle
     report[0], report[1], report[2] = path, flips, computed
     report[3] = now(scratch.timespec) - begin
     if fused:
         e_report[0] = DENSE if all_pixels else CHANGED if e_report[2] else CLEAN
+    if headed:
+        h_report[0] = e_report[0]
 
 
 @jit
 def run(
-    steps: Any,
     source: Any,
-    part: Any,
-    tables: Any,
     image: Any,
+    resizing: int,
+    values: Any,
     all_pixels: bool,
     keep: bool,
     threshold: int,
-    report: Any,
-    constants: Any,
-    kept: Any,
-    shared: Any,
-    output: Any,
-    values: Any,
+    plan: int,
+    plan_bytes: int,
+    constants: int,
+    state: int,
+    scratch: int,
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
-    steps : STEP[n], the input's first.
-    source, part, tables : a frame to be resized into the image, as of `area.average_areas`.
-    image : uint8[h * w * C], resized and cropped but for that.
+    Three arrays and else numbers: what a call takes grows with its arguments, arrays and tuples above all.
+
+    source, image, resizing : what `Preprocessor.begin` returns: of `average_areas`, which is done here.
+    values : float32[pixels * channels], where the output is copied to.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
     threshold : of changes that leave an input pixel as it was (`normalise.py`); 0 on a first frame.
-    report : int64[n, REPORT].
-    constants, kept, shared : addresses of the packed `Constants`, `State` and `Scratch`.
-    output : (offset in f32, pixels, elements a pixel, channels) of the output.  values : float32[pixels *
-    channels], where it is copied to.
+    plan, plan_bytes : where STEP[n] lies, the input's first.
+    constants, state, scratch : `Memory`.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
     """
-    const, state, scratch = _constants(constants), _state(kept), _scratch(shared)
-    areas, shape = unpack_areas(tables), Shape(*part)
+    steps = array_at(plan, plan_bytes, STEP)
+    memory, shared = Memory(constants, state, scratch), _scratch(scratch)
+    report = shared.report.reshape(-1, REPORT)
     report[:] = 0
     most = len(steps) - 1
     conv, after = min(1, most), min(2, most)
     patches = steps[conv].kind == FLOAT_CONV and steps[conv].line >= 0
     _begin(
         steps[0], steps[conv], steps[after], patches, after > conv and steps[after].fused != 0,
-        source, shape, areas, image, all_pixels, threshold, const, state, scratch,
+        source.reshape(-1), resizing, image, all_pixels, threshold, memory,
         report[0], report[conv], report[after],
     )  # fmt: skip
     for index in range(2 if patches else 1, len(steps)):
         s, here = steps[index], report[index]
-        begin = now(scratch.timespec)
+        begin = now(shared.timespec)
         if s.kind == ELEMENTWISE:
-            if s.fused:  # done, timed and reported with the convolution before it
+            if s.fused:  # done, timed and reported with the convolution before it; so is a head, below
                 continue
-            _elementwise(s, all_pixels, const, state, scratch, here)
+            _elementwise(s, all_pixels, memory, here)
         elif s.kind == POOL:
-            _pool(s, all_pixels, state, scratch, here)
+            _pool(s, all_pixels, memory, here)
         elif s.kind == COPY:
-            _copy(s, all_pixels, const, state, here)
+            _copy(s, all_pixels, memory, here)
         elif s.kind == BILINEAR:
-            _bilinear(s, all_pixels, const, state, here)
+            _bilinear(s, all_pixels, memory, here)
         else:
             following = min(index + 1, most)
             e, e_report = steps[following], report[following]
             fused = following > index and e.fused != 0
+            if s.kind == FLOAT_CONV and s.fused:
+                continue
             if s.kind == FLOAT_CONV:
-                _float_conv(s, e, fused, all_pixels, const, state, scratch, here, e_report)
+                _float_conv(s, e, fused, all_pixels, memory, here, e_report)
             else:
-                _binary_conv(s, e, fused, all_pixels, keep, const, state, scratch, here, e_report)
+                last = min(index + 2, most)
+                h, headed = steps[last], last > following and steps[last].kind == FLOAT_CONV
+                headed = headed and h.fused != 0
+                _binary_conv(s, e, fused, h, headed, all_pixels, keep, memory, here, e_report, report[last])
             continue
-        here[3] = now(scratch.timespec) - begin
-    offset, pixels, stride, channels = output
+        here[3] = now(shared.timespec) - begin
+    offset, pixels, stride, channels = to_fixed_tuple(_constants(constants).output, 4)
     for p in range(pixels):
-        copy_run(state.f32, offset + p * stride, values, p * channels, channels)
+        copy_run(_state(state).f32, offset + p * stride, values, p * channels, channels)

@@ -16,7 +16,7 @@ from numba.core import types
 from numba.np.arrayobj import make_array, populate_array
 
 from .jit import inline
-from .simd import aligned, intrinsic
+from .simd import aligned, get, intrinsic
 
 LINE = 64
 
@@ -80,20 +80,23 @@ def unpacker(kind: type[Arrays]) -> Any:
 
 
 @intrinsic
-def _view(_typing: Any, address: Any, number: Any, dtype: Any) -> Any:
-    """The array of a number in the memory at an address."""
+def array_at(_typing: Any, address: Any, size: Any, dtype: Any) -> Any:
+    """The array of `size` bytes at an address."""
     kind = types.Array(dtype.dtype, 1, "C")
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        word, size = ir.IntType(64), context.get_abi_sizeof(context.get_data_type(kind.dtype))
-        ends = builder.inttoptr(args[0], word.as_pointer())
-        first = builder.mul(args[1], word(2))
-        begin = builder.load(builder.gep(ends, [first]))
-        end = builder.load(builder.gep(ends, [builder.add(first, word(1))]))
-        count, item = builder.udiv(builder.sub(end, begin), word(size)), word(size)
+        item = ir.IntType(64)(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
         array = make_array(kind)(context, builder)
-        data = builder.inttoptr(builder.add(args[0], begin), array.data.type)
+        data, count = builder.inttoptr(args[0], array.data.type), builder.udiv(args[1], item)
         populate_array(array, data=data, shape=[count], strides=[item], itemsize=item, meminfo=None)
         return array._getvalue()
 
-    return kind(types.int64, types.intp, dtype), emit
+    return kind(types.int64, types.int64, dtype), emit
+
+
+@inline
+def _view(address: Any, number: Any, dtype: Any) -> Any:
+    """The array of a number in the memory at an address."""
+    ends = array_at(address, 16 * (number + 1), np.int64)
+    begin, end = get(ends, 2 * number), get(ends, 2 * number + 1)
+    return array_at(address + begin, end - begin, dtype)

@@ -38,7 +38,7 @@ _ROLE = (
     "rows_limit "  # most flips for which the rows kernel is used
     "program program_size "  # elementwise.py
     "sources source_masks targets target_masks "  # int64 lists: masks of the tensors it reads, and stores
-    "fused "  # an elementwise step: whether it runs band by band with the convolution before it
+    "fused "  # an elementwise step, and a head behind it: whether it runs with the convolution before it
     "band "  # output rows (binary) or pixels (float) a convolution computes before its fused program runs
     "average count_padding "  # pool.py
     "factor "  # layout.py

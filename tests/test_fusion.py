@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from models import MOTIONS, Builder, random_frames, random_model
 from test_stream import ALWAYS, BANDS, MIXED, NEVER, laying_out
 
+from xnor_rrm import embedded_model
 from xnor_rrm.model import INPUT, BinaryConv2d, Model, Sign, Window
 from xnor_rrm.plan import Plan, build_plan
 from xnor_rrm.stream import Stream
@@ -124,3 +125,44 @@ def test_that_the_chains_are_fused(kind, consumer):
     limits = consumer == "none" and kind in ("affine", "relu", "clip")
     assert len(step.layers) >= 3
     assert (step.kind == "binary") == limits or kind == "prelu"  # of slopes below 0: not monotone
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    chain=st.lists(st.sampled_from(list(CHAIN)), min_size=1, max_size=3),
+    channels=st.sampled_from([32, 64, 96, 256]),
+    outputs=st.sampled_from([1, 5, 20, 68]),
+    beside=st.sampled_from(["nothing", "a window", "a reader", "more channels"]),
+    motions=st.lists(st.sampled_from(MOTIONS), min_size=1, max_size=2),
+    share=st.sampled_from([MIXED, ALWAYS, NEVER]),
+    band=st.sampled_from(BANDS),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_heads(chain, channels, outputs, beside, motions, share, band, seed):
+    """The output's 1x1 convolution runs with the program before it, where it alone reads what that leaves."""
+    rng = np.random.default_rng(seed)
+    net = Builder(rng, int(rng.integers(3, 8)), int(rng.integers(3, 8)), ties=rng.random() < 0.3)
+    channels += 5 * (beside == "more channels")  # are no whole vectors
+    shortcut = net.affine(net.conv(INPUT, channels, SAME))
+    top = net.binary(shortcut, channels, SAME, int(rng.integers(-1, 2)))
+    for kind in chain:
+        top = CHAIN[kind](net, top, shortcut)
+    if beside == "a reader":
+        top = net.plus(top, net.affine(net.binary(top, channels, POINT)))
+    net.conv(top, outputs, SAME if beside == "a window" else POINT)
+    plan = check(net.model(), rng, motions, share, band)
+    assert plan.steps[-1]["fused"] == (beside in ("nothing", "a reader"))
+
+
+@pytest.mark.parametrize("name", ["person", "pose"])
+def test_embedded_networks(name):
+    """Layers by themselves compute all their rows, wide ones more than a band of them."""
+    model = embedded_model(name)
+    streams = [
+        Stream(model, mode, build_plan(model, fuse=fuse))
+        for mode in ("dense", "cached")
+        for fuse in (True, False)
+    ]
+    assert model.plan.steps[-1]["fused"]
+    for frame in random_frames(np.random.default_rng(0), 4, *model.input_rule.crop, "noise"):
+        assert len({stream.values(frame).tobytes() for stream in streams}) == 1

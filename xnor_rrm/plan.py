@@ -19,7 +19,7 @@ from .errors import ModelError
 from .fold import FOLDABLE, fold
 from .kernels import float_conv, row_table, set_rows, sliced, xnor
 from .kernels.elementwise import FIELDS, REGISTER, SCALE_FIELD, SHIFT_FIELD, SLOPE_FIELD, Op
-from .kernels.frame import Constants, Kind
+from .kernels.frame import HEAD_PIXELS, REPORT, Constants, Kind
 from .kernels.layer import padding_word_mask
 from .kernels.packed import Packed, pack
 from .kernels.simd import aligned
@@ -45,6 +45,7 @@ from .model import (
     Sign,
     Softmax,
     Upsample,
+    Window,
 )
 
 ELEMENTWISE = (Affine, Relu, PRelu, Clip, Softmax, Sign, Add)
@@ -106,7 +107,7 @@ class StepInfo:
 class Plan:
     """Steps and constants, ready for `frame.run`; shared by all streams of a model.
 
-    steps : STEP[n].  info : StepInfo of each.  constants : of `frame.run`.
+    steps : STEP[n].  info : StepInfo of each.  constants : of `frame.run`, the output too.
     state : elements of the arenas u64, f32, u16, u8 that a stream allocates.  initial_bits : (offset in u64,
     words) to write there once, the borders of padding +1.  scratch : sizes of the arrays the steps share.
     output : (offset in f32, pixels, elements a pixel, channels) of the network's output.
@@ -155,6 +156,7 @@ class _Builder:
     bits: dict[str, int] = field(default_factory=dict)
     initial_bits: list[tuple[int, Array]] = field(default_factory=list)
     scratch: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SCRATCH_SIZES, 64))
+    head: str = ""  # the output's convolution, if it runs with the program that leaves its input
 
     def __post_init__(self) -> None:
         self.layers = {layer.name: layer for layer in self.model.layers}
@@ -242,7 +244,7 @@ class _Builder:
         if binary:
             step["x"] = self.bits[layer.inputs[0]]
             step["x_mask"] = self.state["uint8"].reserve(int(step["h"] * step["w"]))
-        else:
+        elif layer.name != self.head:
             name = layer.inputs[0]
             x, line = self.as_bytes[name] if name in self.as_bytes else (self.floats[name], -1)
             step["x"], step["x_stride"], step["x_mask"], step["line"] = x.offset, x.stride, x.mask, line
@@ -255,14 +257,17 @@ class _Builder:
     def float_conv_step(self, layer: Conv2d, fused: bool) -> None:
         step = self._window_step(layer)
         weights = float_conv.pack_weights(layer.weight, layer.groups)
-        step["kind"], step["groups"] = Kind.FLOAT_CONV, layer.groups
+        step["kind"], step["groups"], step["fused"] = Kind.FLOAT_CONV, layer.groups, layer.name == self.head
         if fused:
             step["band"] = max(8, BAND_BYTES // (4 * int(step["lanes"])))
             self.need(band_f32=int(step["band"] * step["lanes"]), identity=int(step["band"]))
         else:
             y = self.float_tensor(layer.name)
             step["y"], step["y_mask"] = y.offset, y.mask
-        if step["line"] >= 0:
+        if step["fused"]:
+            step["line"] = -1
+            self.need(band_f32=HEAD_PIXELS * int(step["words"]), identity=HEAD_PIXELS)
+        elif step["line"] >= 0:
             self._patches(step)
         elif any(layer.window.padding) or step["x_stride"] != step["words"]:
             step["padded"] = self.state["float32"].reserve(int(step["hp"] * step["wp"] * step["words"]))
@@ -426,14 +431,17 @@ class _Builder:
         """One program for the group.
 
         stored : the members whose values are read outside it as floats; without a group, `name` itself is
-        stored.  own : the convolution just before, if the program is fused with it.
+        stored.  own : the convolution just before, if the program is fused with it. Behind it the head is run
+        that reads what is stored, if there is a head already.
         """
         h, w, c = self.model.shapes[name]
         step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
         program = _Program(self, int(step["lanes"]), group, own)
         for layer in group:
             program.run(layer)
-            if layer.name in stored:
+            if self.head and layer.name in stored:
+                program.to_head(layer.name)
+            elif layer.name in stored:
                 program.store(layer.name, self.float_tensor(layer.name))
             program.release(layer)
         if not group:
@@ -567,6 +575,10 @@ class _Program:
         self._emit(Op.STORE, self._fetch(name), tensor.offset, tensor.stride, tensor.mask)
         self.target_masks.append(tensor.mask)
 
+    def to_head(self, name: str) -> None:
+        """Leave a value to the head, pixel by pixel as its kernel reads them."""
+        self._emit(Op.TO_HEAD, self._fetch(name), 0, self._width)
+
     def release(self, layer: Layer) -> None:
         for name in layer.inputs:
             self._uses[name] -= 1
@@ -667,6 +679,29 @@ def _fused_group(
     return None
 
 
+def _has_head(
+    model: Model,
+    own: Layer,
+    group: list[Layer],
+    stored: set[str],
+    levels: dict[str, int],
+    readers: dict[str, list[Layer]],
+) -> bool:
+    """Whether the output is a 1x1 convolution that can run with the program of a group fused with `own`.
+
+    It alone reads the group's floats, whose pixels stand as it wants them, and nothing comes in between: of
+    all layers only it is behind the group, and only `own` and the group are of their level.
+    """
+    head, level = model.layers[-1], levels[own.name]
+    if not isinstance(head, Conv2d) or not isinstance(own, BinaryConv2d) or stored != set(head.inputs):
+        return False
+    plain = head.window == Window((1, 1)) and head.groups == 1
+    together = {own.name, *(member.name for member in group)}
+    others = {layer.name for layer in model.layers if levels[layer.name] >= level} - together
+    alone = others == {head.name} and readers[head.inputs[0]] == [head]
+    return plain and alone and model.shapes[head.inputs[0]][2] % float_conv.BLOCK == 0
+
+
 def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = True) -> Plan:
     """Lay out a model for `frame.run`.
 
@@ -688,6 +723,8 @@ def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = 
             if not isinstance(layer, Sign)
             and (layer.name == output or any(r.name not in names for r in b.readers[layer.name]))
         }
+        if own and _has_head(model, b.layers[own], group, stored, levels, b.readers):
+            b.head = output
         b.elementwise_step(group[0].name, group, stored, own)
 
     for level in range(max(levels.values()) + 1):
@@ -721,14 +758,15 @@ def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = 
         raise ModelError("a layer besides batch-norms of the input", model.name)
     h, w, c = model.shapes[output]
     y = b.floats[output]
+    place = y.offset, h * w, y.stride, c
     return Plan(
         steps=np.array(b.steps, STEP),
         info=tuple(b.info),
-        constants=pack(Constants(*(arena.build() for arena in b.const.values()))),
+        constants=pack(Constants(*(arena.build() for arena in b.const.values()), np.array(place))),
         state={name: arena.size for name, arena in b.state.items()},
         initial_bits=tuple(b.initial_bits),
-        scratch=b.scratch,
-        output=(y.offset, h * w, y.stride, c),
+        scratch={**b.scratch, "report": len(b.steps) * REPORT},
+        output=place,
         bits={name: (offset, model.shapes[name]) for name, offset in b.bits.items()},
         floats={name: (x.offset, x.stride, model.shapes[name]) for name, x in b.floats.items()},
     )

@@ -37,9 +37,16 @@ BUSY, UNWATCHED = 0.4, 15
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 
 
+_BYTE = np.dtype(np.uint8)
+
 #: What there is to average where a rule does not.
-_NO_FRAME = np.empty(0, np.uint8)
-_NO_AREAS = pack(area.Areas(*(np.empty(0, dtype) for dtype in dtypes(area.Areas))))
+_NO_FRAME = np.empty((0, 0, 0), np.uint8)
+_NO_AREAS = pack(
+    area.Areas(
+        np.zeros(len(area.Shape._fields), np.int64),
+        *(np.empty(0, dtype) for dtype in dtypes(area.Areas)[1:]),
+    )
+)
 
 
 class Preprocessor:
@@ -51,12 +58,15 @@ class Preprocessor:
 
     def __init__(self, rule: InputRule) -> None:
         self._rule = rule
-        self._size = (0, 0)
-        self._resize: _Resize | _Average | None = None
-        self._kept = self._filled = (slice(0), slice(0))
+        self._shape: tuple[int, ...] = (-1, -1)  # of the last frame
+        self._resize: _Resize | None = None
+        self._average: _Average | None = None
+        self._kept: tuple[slice, slice] | None = None
+        self._filled = (slice(0), slice(0))
         self._grey = self._colours = np.empty(0, np.uint8)
         self._inner: list[Frame] = []
         self._results = [np.empty((*rule.crop, rule.channels), np.uint8) for _ in range(2)]
+        self._images = [result.reshape(-1) for result in self._results]
         self.placement = Placement.whole(rule.crop)
 
     def __call__(self, frame: Frame) -> Frame:
@@ -66,22 +76,29 @@ class Preprocessor:
         Two result buffers alternate: a result stays valid until the call after the next one.
         Raises FrameError where the frame is anything else, or is too small for a crop without resize.
         """
-        result, *rest = self.begin(frame)
-        area.average_areas(*rest, result.reshape(-1))
-        return result
+        area.average_areas(*self.begin(frame))
+        return self._results[0]
 
-    def begin(self, frame: Frame) -> tuple[Frame, Frame, tuple[int, ...], int]:
-        """What `__call__` returns, but for areas to be averaged; and with what `average_areas` does that."""
-        check_frame(frame, self._rule.channels)
-        if frame.shape[:2] != self._size:
-            self._prepare(*frame.shape[:2])
+    def begin(self, frame: Frame) -> tuple[Frame, Frame, int]:
+        """Everything but areas to be averaged, and with what `average_areas` does that.
+
+        Between two frames little of Python stays in the caches: each operation here is felt.
+        """
+        if type(frame) is not np.ndarray or frame.dtype is not _BYTE or frame.shape != self._shape:
+            check_frame(frame, self._rule.channels)
+            if frame.shape[:2] != self._shape[:2]:
+                self._prepare(*frame.shape[:2])
+            self._shape = frame.shape
         self._results.reverse()
-        result = self._results[0]
-        kept = frame[self._kept]
+        self._images.reverse()
+        kept = frame if self._kept is None else frame[self._kept]
         if self._rule.channels == 1:
             kept = self._luminance(kept)
-        if isinstance(self._resize, _Average):
-            return result, *self._resize(kept)
+        if self._average:
+            if not kept.flags.carray:
+                kept = _for_kernels(kept, self._average.copy)
+            return kept, self._images[0], self._average.address
+        result = self._results[0]
         if self._resize is None:
             result[self._filled] = kept
         elif self._inner:
@@ -90,13 +107,14 @@ class Preprocessor:
             result[self._filled] = self._inner[0]
         else:
             self._resize(kept, self._results[1], result)
-        return result, _NO_FRAME, area.NOTHING, _NO_AREAS.address
+        return _NO_FRAME, self._images[0], _NO_AREAS.address
 
     @property
     def state_bytes(self) -> int:
         """Bytes of buffers."""
         own = (*self._results, self._grey, self._colours, *self._inner)
-        arrays = (*own, *(self._resize.buffers if self._resize else ()))
+        filter_ = self._average or self._resize
+        arrays = (*own, *(filter_.buffers if filter_ else ()))
         return sum(array.nbytes for array in arrays)
 
     def _luminance(self, frame: Frame) -> Frame:
@@ -121,34 +139,34 @@ class Preprocessor:
         shown = tuple(map(min, resized, crop))
         corner = tuple((a - b) // 2 for a, b in zip(resized, shown, strict=True))
         place = tuple((a - b) // 2 for a, b in zip(crop, shown, strict=True))
-        self._kept = _slices(corner, shown)
+        kept = _slices(corner, shown)
         self._filled = _slices(place, shown)
-        self._resize, self._inner = None, []
+        self._resize, self._average, self._inner = None, None, []
         if resized != (height, width):
             taps = _area_taps if rule.interpolation == "area" else _taps
             rows, columns = (
                 taps(size, full, start, count, rule.interpolation)
                 for size, full, start, count in zip((height, width), resized, corner, shown, strict=True)
             )
-            self._kept = (rows.span, slice(width))
+            kept = (rows.span, slice(0, width))
             if rule.interpolation == "area":
-                self._resize = _Average(rows, columns, width, rule.channels, place, crop[1])
+                self._average = _Average(rows, columns, width, rule.channels, place, crop[1])
             else:
                 self._resize = _Resize(rows, columns, width, rule.channels)
         if shown != crop:
             fill = np.clip(np.round(rule.mean), 0, 255).astype(np.uint8)
             for result in self._results:
                 result[...] = fill
-            if isinstance(self._resize, _Resize):
+            if self._resize:
                 self._inner = [np.empty((*shown, rule.channels), np.uint8) for _ in range(2)]
         if rule.channels == 1:
             self._grey = np.empty(height * width, np.uint8)
             self._colours = np.empty(3 * height * width, np.uint8)
+        self._kept = None if kept == (slice(0, height), slice(0, width)) else kept
         scale_y, scale_x = height / resized[0], width / resized[1]
         self.placement = Placement(
             scale_x, scale_y, place[1] - corner[1], place[0] - corner[0], height, width
         )
-        self._size = (height, width)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Size to which a frame is brought before it is cropped or put in the middle."""
@@ -264,11 +282,11 @@ def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _for_kernels(frame: Frame, buffer: Frame) -> Frame:
-    """The frame, or its copy in the buffer, of as many bytes: writable and contiguous.
+    """The frame, or its copy in the buffer, of as many bytes: writable and contiguous ("carray").
 
     Always so: each other kind of array would compile the kernels once more.
     """
-    if frame.flags.c_contiguous and frame.flags.writeable:
+    if frame.flags.carray:
         return frame
     copy = buffer.reshape(frame.shape)
     np.copyto(copy, frame)
@@ -327,7 +345,8 @@ class _Resize:
 class _Average:
     """What "area" needs for frames of one size, of which a part of an image is made.
 
-    place : where the part begins, row and column.  image_width : pixels.  buffers : all that is kept.
+    place : where the part begins, row and column.  image_width : pixels.
+    address : of the packed `area.Areas`.  copy : room for the rows that are read.  buffers : all of it.
     """
 
     def __init__(
@@ -356,13 +375,9 @@ class _Average:
             wide=wide,
             blocks=len(base),
         )
-        self._part = tuple(shape)
         strip = np.zeros(area.strip_size(size), np.uint8)
-        self._areas = pack(area.Areas(*vertical, *horizontal, base, order, spread, strip))
-        self._copy = np.empty((rows.span.stop - rows.span.start) * size, np.uint8)
-        self.buffers = (self._copy, self._areas.memory)
-
-    def __call__(self, frame: Frame) -> tuple[Frame, tuple[int, ...], int]:
-        """What `area.average_areas` takes.  frame : the rows that are read, uint8[rows, width, channels]."""
-        source = _for_kernels(frame, self._copy).reshape(-1)
-        return source, self._part, self._areas.address
+        areas = area.Areas(np.array(shape), *vertical, *horizontal, base, order, spread, strip)
+        self._areas = pack(areas)
+        self.address = self._areas.address
+        self.copy = np.empty((rows.span.stop - rows.span.start) * size, np.uint8)
+        self.buffers = (self.copy, self._areas.memory)

@@ -42,6 +42,7 @@ _SIZES = Scratch(
     band_u16="band_u16",
     patches="patches",
     timespec="timespec",
+    report="report",
 )
 
 
@@ -65,12 +66,8 @@ class Stream:
         only where some channel differs from that by more than this. Both modes give the bits that the frames
         so let through have, whole.
 
-    preprocess_seconds : wall-clock that the last frame's resizing and cropping took.
-
     One thread at a time may use a stream; different streams are independent.
     """
-
-    preprocess_seconds = 0.0
 
     def __init__(
         self, model: Model, mode: Mode = "cached", plan: Plan | None = None, *, threshold: int = 0
@@ -83,11 +80,20 @@ class Stream:
         self.model, self.mode, self.threshold = model, mode, int(threshold)
         self._plan = plan or model.plan
         self._preprocess = Preprocessor(model.input_rule)
-        self._report = np.zeros((len(self._plan.steps), REPORT), np.int64)
         state = pack(State(*(np.zeros(size + 128, name) for name, size in self._plan.state.items())))
         scratch = pack(_scratch(self._plan))
         self._state, self._scratch = state.views, scratch.views
-        self._addresses = self._plan.constants.address, state.address, scratch.address
+        self._report = scratch.views.report.reshape(-1, REPORT)
+        self._output = self._plan.output[1] * self._plan.output[3]
+        steps = self._plan.steps
+        self._addresses = (
+            int(steps.ctypes.data),
+            steps.nbytes,
+            self._plan.constants.address,
+            state.address,
+            scratch.address,
+        )
+        self._began = 0.0
         for offset, words in self._plan.initial_bits:
             self._state.u64[offset : offset + words.size] = words
         self._stats: tuple[LayerStats, ...] | None = ()
@@ -122,25 +128,11 @@ class Stream:
         started = self._frame_size
         self._frame_size = None  # whatever fails from here on, the caches are not trusted again
         start = perf_counter()
-        image, *areas = self._preprocess.begin(frame)
-        began = perf_counter() - start
-        afresh = started != frame.shape
-        keep = self.mode == "cached"
-        plan = self._plan
-        values: Array = np.empty(plan.output[1] * plan.output[3], np.float32)
-        run(
-            plan.steps,
-            *areas,
-            image.reshape(-1),
-            afresh or not keep,
-            keep,
-            0 if afresh else self.threshold,
-            self._report,
-            *self._addresses,
-            plan.output,
-            values,
-        )
-        self.preprocess_seconds = began + int(self._report[0, 4]) * 1e-9
+        image = self._preprocess.begin(frame)
+        self._began = perf_counter() - start
+        afresh, keep = started != frame.shape, self.mode == "cached"
+        values: Array = np.empty(self._output, np.float32)
+        run(*image, values, afresh or not keep, keep, 0 if afresh else self.threshold, *self._addresses)
         self._frame_size = frame.shape
         self._stats = None
         return values
@@ -169,6 +161,11 @@ class Stream:
         return self._stats
 
     @property
+    def preprocess_seconds(self) -> float:
+        """Wall-clock that the last frame's resizing and cropping took."""
+        return self._began + int(self._report[0, 4]) * 1e-9
+
+    @property
     def held_back(self) -> float:
         """Share of the last frame's input pixels that the threshold held back: changed, but too little."""
         return int(self._report[0, 1]) / self._plan.info[0].outputs
@@ -183,6 +180,8 @@ class Stream:
             shape = int(step["ho"]), int(step["wo"])
             if self._stats == () or path in (Path.DENSE, Path.CLEAN):
                 masks.append(np.full(shape, self._stats != () and path == Path.DENSE))
+            elif step["kind"] == Kind.FLOAT_CONV and step["fused"]:  # a head: as the program before it
+                masks.append(masks[-1].copy())
             elif step["kind"] in (Kind.FLOAT_CONV, Kind.POOL):  # keep no list of what they compute
                 changed = self._mask(step["x_mask"], int(step["h"]), int(step["w"]))
                 masks.append(windows_holding(changed, step))
