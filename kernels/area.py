@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from .jit import inline, jit
-from .packed import I64, U8, U16, unpacker
+from .packed import I64, U8, U16, to_tuple, unpacker
 from .resize import BYTE_PERMUTE
 from .simd import (
     add_products,
@@ -92,7 +91,7 @@ _areas, _FIELDS = unpacker(Areas), len(Shape._fields)
 def unpack_areas(address: Any) -> Any:
     """The `Shape` and the `Areas` that are packed at an address."""
     areas = _areas(address)
-    return Shape(*to_fixed_tuple(areas.shape, _FIELDS)), areas
+    return Shape(*to_tuple(areas.shape, _FIELDS)), areas
 
 
 def paired(first: Int, weights: Int) -> tuple[Int, Int]:

@@ -11,7 +11,6 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from .area import average_rows, bytes_read
 from .bitpack import diff_into_padded
@@ -22,7 +21,7 @@ from .jit import jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
 from .normalise import convert_patches, normalise
-from .packed import F32, I32, I64, U8, U16, U64, array_at, unpacker
+from .packed import F32, I32, I64, U8, U16, U64, array_at, to_tuple, unpacker
 from .pool import pool
 from .rows import conv_rows, conv_rows_to_bits, read_ahead
 from .set_rows import conv_set_rows
@@ -647,6 +646,6 @@ def run(
                 _binary_conv(s, e, fused, h, headed, all_pixels, keep, memory, here, e_report, report[last])
             continue
         here[3] = now(shared.timespec) - begin
-    offset, pixels, stride, channels = to_fixed_tuple(_constants(constants).output, 4)
+    offset, pixels, stride, channels = to_tuple(_constants(constants).output, 4)
     for p in range(pixels):
         copy_run(_state(state).f32, offset + p * stride, values, p * channels, channels)

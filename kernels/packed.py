@@ -14,6 +14,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba.core import types
 from numba.np.arrayobj import make_array, populate_array
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from .jit import inline
 from .simd import aligned, get, intrinsic
@@ -77,6 +78,10 @@ def unpacker(kind: type[Arrays]) -> Any:
     scope = {"kind": kind, "view": _view, **{f"dtype_{i}": dtype for i, dtype in enumerate(dtypes(kind))}}
     views = (f"view(address, {i}, dtype_{i})" for i in range(len(scope) - 2))
     return inline(eval(f"lambda address: kind({', '.join(views)})", scope))
+
+
+#: An array's first elements, as many as the second argument says, as a tuple.
+to_tuple: Any = to_fixed_tuple
 
 
 @intrinsic

@@ -762,7 +762,7 @@ def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = 
     return Plan(
         steps=np.array(b.steps, STEP),
         info=tuple(b.info),
-        constants=pack(Constants(*(arena.build() for arena in b.const.values()), np.array(place))),
+        constants=pack(Constants(*[*(arena.build() for arena in b.const.values()), np.array(place)])),
         state={name: arena.size for name, arena in b.state.items()},
         initial_bits=tuple(b.initial_bits),
         scratch={**b.scratch, "report": len(b.steps) * REPORT},
