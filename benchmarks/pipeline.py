@@ -4,7 +4,8 @@
 
 What a user waits for, and no benchmark of the network alone tells: the frame is decoded to RGB, run through a
 cached stream, decoded to boxes or key points, and turned into COCO's records. The process keeps to one core,
-the decoder's threads with it. Frames a second are those of the whole loop; the parts are medians.
+the decoder's threads with it. Frames a second are those of the whole loop; the parts are medians. A dense
+stream with a decoder of its own takes turns with it, of as many frames as in `xnor_rrm.bench`.
 Writes results/pipeline.json.
 """
 
@@ -20,11 +21,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from xnor_rrm.model import Model
+from xnor_rrm.bench import TURN
+from xnor_rrm.model import Mode, Model
 from xnor_rrm.report import coco_results
 from xnor_rrm.video import VideoReader
 
 from . import output, record
+
+PARTS = ("decode_ms", "network_ms", "records_ms")
 
 CASES = ("person:vtest.avi", "person:highway.mp4", "pose:dance.mp4")
 
@@ -43,30 +47,54 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def measure(model: Model, video: str | Path, frames: int) -> dict[str, Any]:
-    """frames, frames_per_s, size, and median milliseconds of each part; the first frame is left out."""
-    parts: dict[str, list[float]] = {"decode_ms": [], "network_ms": [], "records_ms": []}
-    stream = model.stream()
-    with one_core():
-        reader = iter(VideoReader(video))
-        stream.values(size := next(reader))
-        begin = now = perf_counter()
-        for number, frame in enumerate(islice(reader, frames), 1):
+class _Lane:
+    """A stream and a decoder of its own.  seconds : of each frame, those of PARTS."""
+
+    def __init__(self, model: Model, mode: Mode, video: str | Path) -> None:
+        self._stream, self._frames = model.stream(mode), iter(VideoReader(video))
+        self._stream.values(first := next(self._frames))
+        self.size = f"{first.shape[1]}x{first.shape[0]}"
+        self.seconds: list[tuple[float, ...]] = []
+
+    def run(self, frames: int) -> bool:
+        """Up to so many frames more. Returns whether there were as many."""
+        wanted = len(self.seconds) + frames
+        now = perf_counter()
+        for frame in islice(self._frames, frames):
             decoded = perf_counter()
-            values = stream.values(frame)
+            values = self._stream.values(frame)
             computed = perf_counter()
-            coco_results(stream.answer(values), number)  # type: ignore[arg-type]  # no classifier is a case
-            ends = perf_counter()
-            seconds = decoded - now, computed - decoded, ends - computed
-            for part, each in zip(parts.values(), seconds, strict=True):
-                part.append(1e3 * each)
-            now = ends
-    count = len(parts["decode_ms"])
+            answer = self._stream.answer(values)
+            coco_results(answer, len(self.seconds))  # type: ignore[arg-type]  # no classifier is a case
+            end = perf_counter()
+            self.seconds.append((decoded - now, computed - decoded, end - computed))
+            now = end
+        return len(self.seconds) == wanted
+
+    def milliseconds(self) -> list[float]:
+        """Medians of the parts."""
+        return [round(1e3 * statistics.median(part), 4) for part in zip(*self.seconds, strict=True)]
+
+
+def measure(model: Model, video: str | Path, frames: int) -> dict[str, Any]:
+    """size, frames; frames_per_s and median milliseconds of each part with a cached stream; of a dense one
+    that takes turns with it, the network's, and how many times faster the cached one is. The first frame is
+    left out."""
+    with one_core():
+        cached, dense = _Lane(model, "cached", video), _Lane(model, "dense", video)
+        for done in range(0, frames, TURN):
+            turn = min(TURN, frames - done)
+            if not all([cached.run(turn), dense.run(turn)]):
+                break
+    parts = dict(zip(PARTS, cached.milliseconds(), strict=True))
+    network = dict(zip(PARTS, dense.milliseconds(), strict=True))["network_ms"]
     return {
-        "size": f"{size.shape[1]}x{size.shape[0]}",
-        "frames": count,
-        "frames_per_s": round(count / (now - begin), 1),
-        **{name: round(statistics.median(part), 4) for name, part in parts.items()},
+        "size": cached.size,
+        "frames": len(cached.seconds),
+        "frames_per_s": round(len(cached.seconds) / sum(map(sum, cached.seconds)), 1),
+        **parts,
+        "dense_network_ms": network,
+        "speedup": round(network / parts["network_ms"], 3),
     }
 
 

@@ -54,7 +54,8 @@ figures (docs/model_cards.md).
 PIPELINE = """## From file to answers
 
 Decoding to RGB, a cached stream, boxes or key points, and COCO's records, on one core; frames a second of the
-whole loop, the parts as medians in milliseconds.
+whole loop, the parts as medians in milliseconds. Dense: a second stream with a decoder of its own, in turns
+with the first: what the ratio is where frames come from a decoder in the same process.
 
 """
 STEMS = """## Stems
@@ -274,14 +275,18 @@ def accuracy_section(evaluations: Sequence[Json]) -> str:
 
 
 def pipeline_section(pipeline: Json) -> str:
-    columns = ("network, clip", "frame size", "frames", "frames/s", "decode", "network", "records")
+    columns = (
+        *("network, clip", "frame size", "frames", "frames/s", "decode", "network", "records"),
+        *("dense network", "dense / cached"),
+    )
     rows = [
         (
             case.replace(":", ", "),
             each["size"],
             str(each["frames"]),
             f"{each['frames_per_s']:.0f}",
-            *(ms(each[f"{part}_ms"]) for part in ("decode", "network", "records")),
+            *(ms(each[f"{part}_ms"]) for part in ("decode", "network", "records", "dense_network")),
+            times(each["speedup"]),
         )
         for case, each in pipeline["cases"].items()
     ]

@@ -528,6 +528,7 @@ def test_the_pipeline_is_timed_in_its_parts(tmp_path, monkeypatch):
     assert (case["frames"], case["size"]) == (4, "48x32")
     seconds = 4 / case["frames_per_s"]
     assert 0 < case["decode_ms"] + case["network_ms"] + case["records_ms"] < 1e3 * seconds
+    assert case["speedup"] == pytest.approx(case["dense_network_ms"] / case["network_ms"], abs=1e-3)
     assert "48x32" in tables.document(tmp_path)
 
 
