@@ -46,10 +46,6 @@ class BinaryConv(nn.Conv2d):
         return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
 
 
-#: Modules of a binary layer in a body.
-LAYER = 3
-
-
 class Body(nn.Sequential):
     """Image to the channels of the last layer, at the strides of all of them.
 
@@ -75,27 +71,6 @@ class Body(nn.Sequential):
             ]
             cin = cout
         super().__init__(*modules, nn.PReLU(cin))
-
-
-def grown(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network whose `body` has a layer less, and those of `network` for the new one.
-
-    The new layer stands before the last one, of whose kind it is; it begins as it stands in `network`.
-    """
-    own = network.state_dict()
-    if state.keys() == own.keys():
-        return state
-    last = max(int(key.split(".")[1]) for key in state if key.startswith("body.") and state[key].dim() == 4)
-    result = {}
-    for key, value in own.items():
-        part, *rest = key.split(".")
-        number = int(rest[0]) if part == "body" else 0
-        old = number - LAYER if number >= last + LAYER else number
-        made = last <= number < last + LAYER
-        result[key] = (
-            value if made else state[".".join([part, str(old), *rest[1:]] if number else [part, *rest])]
-        )
-    return result
 
 
 def head(channels: int, maps: int) -> nn.Conv2d:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from binary import BinaryConv, Sign, grown
+from binary import BinaryConv, Sign
 from label import annotation
 from torch import Tensor, nn
 
@@ -54,12 +54,8 @@ def arguments(
     steps: tuple[int, int],
     lr: tuple[float, float],
     calm: tuple[float, float],
-    depth: int = 0,
 ) -> argparse.Namespace:
-    """The options that every recipe has.  steps, lr, calm : of the float twin, and of the binary network.
-
-    depth : of a network that may begin with fewer binary layers, how many it has.
-    """
+    """The options that every recipe has.  steps, lr, calm : of the float twin, and of the binary network."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,9 +65,7 @@ def arguments(
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, help="the highest learning rate")
-    parser.add_argument(
-        "--start", type=Path, help="a .pth to begin with in place of random weights; it may lack a layer"
-    )
+    parser.add_argument("--start", type=Path, help="a .pth to begin with in place of random weights")
     parser.add_argument("--teacher", type=Path, help="a float twin's .pth, whose answers to learn too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -79,8 +73,6 @@ def arguments(
     parser.add_argument("--minutes", type=float, default=3, help="between checkpoints")
     parser.add_argument("--calm", type=float, help="weight of changes between frames")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 layers, but for the last tenth")
-    if depth:
-        parser.add_argument("--depth", type=int, default=depth, help="binary layers (%(default)s)")
     args = parser.parse_args(argv)
     for name, default in (("steps", steps), ("lr", lr), ("calm", calm)):
         if getattr(args, name) is None:
@@ -146,7 +138,7 @@ def train(
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint, curve_file = args.out / "checkpoint.pt", args.out / "curve.json"
     if args.start:
-        model.load_state_dict(grown(torch.load(args.start, weights_only=True), model))
+        model.load_state_dict(torch.load(args.start, weights_only=True))
     model = model.to(memory_format=torch.channels_last)
     optimizer, first, curve = optimizer_of(model), 0, []
     if checkpoint.exists():

@@ -23,7 +23,7 @@ import train_person  # noqa: E402  # needs torch, or is skipped
 import train_pose  # noqa: E402  # needs torch, or is skipped
 import training  # noqa: E402  # needs torch, or is skipped
 from augment import Clip  # noqa: E402  # needs torch, or is skipped
-from binary import BinaryConv, Sign, grown  # noqa: E402  # needs torch, or is skipped
+from binary import Sign  # noqa: E402  # needs torch, or is skipped
 from training import MEAN, STD, STEPS  # noqa: E402  # needs torch, or is skipped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,26 +91,6 @@ def test_a_teacher_is_learnt_from(recipe: Any, labels: Path, tmp_path: Path) -> 
     teacher = torch.randn(2, channels, 4, 6, generator=torch.manual_seed(0))
     far, near = (recipe.unlike(teacher + by, teacher).item() for by in (0.5, 0.1))
     assert far > near > abs(recipe.unlike(teacher, teacher).item())
-
-
-def test_a_run_may_begin_with_a_layer_less(labels: Path, tmp_path: Path) -> None:
-    depth = len(train_person.LAYERS)
-    train_person.main(options(labels, tmp_path / "short", "--depth", str(depth - 1)))
-    short = train_person.PersonDetector(depth=depth - 1).eval()
-    start = tmp_path / "short" / "person.pth"
-    short.load_state_dict(torch.load(start, weights_only=True))
-    long = train_person.PersonDetector().eval()
-    long.load_state_dict(grown(short.state_dict(), long))
-    modules = list(long.body)
-    convolutions = [i for i, each in enumerate(modules) if isinstance(each, BinaryConv)]
-    first = convolutions[-2] - 1  # the sign before it, and the batch-norm behind
-    kept = torch.nn.Sequential(*modules[:first], *modules[first + 3 :], long.head)
-    x = torch.randn(1, 3, *train_person.SIZE, generator=torch.manual_seed(0))
-    with torch.no_grad():
-        assert torch.equal(kept(x), short(x))
-        assert not torch.equal(long(x), short(x))
-    train_person.main(options(labels, tmp_path / "long", "--start", str(start)))
-    assert grown(long.state_dict(), long).keys() == long.state_dict().keys()
 
 
 @RECIPES
