@@ -164,5 +164,13 @@ def test_embedded_networks(name):
         for fuse in (True, False)
     ]
     assert model.plan.steps[-1]["fused"]
-    for frame in random_frames(np.random.default_rng(0), 4, *model.input_rule.crop, "noise"):
-        assert len({stream.values(frame).tobytes() for stream in streams}) == 1
+    before = np.zeros(model.output_shape, np.float32)
+    for frame in random_frames(np.random.default_rng(0), 4, *model.input_rule.crop, "pixel"):
+        values = [stream.values(frame) for stream in streams]
+        assert len({each.tobytes() for each in values}) == 1
+        now = values[0].reshape(model.output_shape)
+        computed = streams[2].computed()[-1]
+        assert computed[(now != before).any(axis=2)].all()
+        assert computed.sum() == streams[2].stats[-1].outputs - streams[2].stats[-1].skipped
+        before = now
+    assert not computed.all()
