@@ -620,10 +620,10 @@ def run(
     )  # fmt: skip
     for index in range(2 if patches else 1, len(steps)):
         s, here = steps[index], report[index]
+        if s.fused:  # done, timed and reported with the convolution before it
+            continue
         begin = now(shared.timespec)
         if s.kind == ELEMENTWISE:
-            if s.fused:  # done, timed and reported with the convolution before it; so is a head, below
-                continue
             _elementwise(s, all_pixels, memory, here)
         elif s.kind == POOL:
             _pool(s, all_pixels, memory, here)
@@ -635,14 +635,12 @@ def run(
             following = min(index + 1, most)
             e, e_report = steps[following], report[following]
             fused = following > index and e.fused != 0
-            if s.kind == FLOAT_CONV and s.fused:
-                continue
             if s.kind == FLOAT_CONV:
                 _float_conv(s, e, fused, all_pixels, memory, here, e_report)
             else:
                 last = min(index + 2, most)
-                h, headed = steps[last], last > following and steps[last].kind == FLOAT_CONV
-                headed = headed and h.fused != 0
+                h = steps[last]
+                headed = last > following and h.kind == FLOAT_CONV and h.fused != 0
                 _binary_conv(s, e, fused, h, headed, all_pixels, keep, memory, here, e_report, report[last])
             continue
         here[3] = now(shared.timespec) - begin
