@@ -288,7 +288,7 @@ def _upsampling_block(net: Builder, top: str) -> str:
     """Upsampling of a binary convolution's output, or of what an elementwise chain made of it."""
     top = net.binary(top, _channels(net.rng), net.window(top), _pad_value(net))
     top = net.relu(top) if net.rng.random() < 0.5 else top
-    if max(net.shapes[top][:2]) > 12:
+    if max(net.shapes[top][:2]) > 12 and min(net.shapes[top][:2]) > 1:
         top = net.max_pool(top, Window((2, 2), (2, 2)))
     mode: Literal["nearest", "bilinear"] = "bilinear" if net.rng.random() < 0.5 else "nearest"
     return net.upsample(top, int(net.rng.integers(1, 4)), mode)
