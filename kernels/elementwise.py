@@ -52,9 +52,7 @@ class Op(IntEnum):
     CLIP = 10  #: r, source register, constants low and high, one of each
     SOFTMAX = 11  #: r, source register, channels
     OWN_SIGN = 12  #: -, bits, words and channels as SIGN, constants scale and shift: 7, 2 and 6 at once
-    TO_HEAD = (
-        13  #: r, -, elements a pixel: into own_values, for the convolution that is run with this program
-    )
+    TO_HEAD = 13  #: r, -, elements a pixel; into own_values, which the head run with this program reads
 
 
 #: What may follow at once, at these fields of DOTS and OWN_DOTS, -1 where it does not: constants scale and

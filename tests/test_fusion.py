@@ -15,6 +15,7 @@ from test_stream import ALWAYS, BANDS, MIXED, NEVER, laying_out
 from xnor_rrm import embedded_model
 from xnor_rrm.model import INPUT, BinaryConv2d, Model, Sign, Window
 from xnor_rrm.plan import Plan, build_plan
+from xnor_rrm.policy import ALWAYS_ROWS
 from xnor_rrm.stream import Stream
 
 Array = np.ndarray[Any, Any]
@@ -154,12 +155,13 @@ def test_heads(chain, channels, outputs, beside, motions, share, band, seed):
     assert plan.steps[-1]["fused"] == (beside in ("nothing", "a reader"))
 
 
+@pytest.mark.parametrize("costs", [None, ALWAYS_ROWS], ids=["measured", "always rows"])
 @pytest.mark.parametrize("name", ["person", "pose"])
-def test_embedded_networks(name):
-    """Layers by themselves compute all their rows, wide ones more than a band of them."""
+def test_embedded_networks(name, costs):
+    """Layers by themselves sum sets of rows a band at a time, of which wide ones have several."""
     model = embedded_model(name)
     streams = [
-        Stream(model, mode, build_plan(model, fuse=fuse))
+        Stream(model, mode, build_plan(model, costs, fuse=fuse))
         for mode in ("dense", "cached")
         for fuse in (True, False)
     ]

@@ -80,13 +80,15 @@ class Preprocessor:
         return self._results[0]
 
     def begin(self, frame: Frame) -> tuple[Frame, Frame, int]:
-        """Everything but areas to be averaged, and with what `average_areas` does that.
+        """`__call__` but for areas to be averaged; returns what `area.average_areas` takes for that.
 
-        Between two frames little of Python stays in the caches: each operation here is felt.
+        Between two frames little of Python stays in the caches and each operation is felt, so that a frame
+        like the last one is checked no further.
         """
         if type(frame) is not np.ndarray or frame.dtype is not _BYTE or frame.shape != self._shape:
             check_frame(frame, self._rule.channels)
             if frame.shape[:2] != self._shape[:2]:
+                self._shape = (-1, -1)  # should that fail
                 self._prepare(*frame.shape[:2])
             self._shape = frame.shape
         self._results.reverse()
@@ -95,9 +97,7 @@ class Preprocessor:
         if self._rule.channels == 1:
             kept = self._luminance(kept)
         if self._average:
-            if not kept.flags.carray:
-                kept = _for_kernels(kept, self._average.copy)
-            return kept, self._images[0], self._average.address
+            return _for_kernels(kept, self._average.copy), self._images[0], self._average.address
         result = self._results[0]
         if self._resize is None:
             result[self._filled] = kept
