@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, twin = record.open_model(name), options.twins / f"{name}_float" / f"{name}_float.xnor"
         result = evaluate(
             model,
-            VideoReader(video),
+            VideoReader(video, planes=model.input_rule.takes_planes),
             read_truth(truth, model),
             xnor_rrm.load(twin) if twin.exists() else None,
             video=clip,

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xnor_rrm.bench import Frame, Logits
+from xnor_rrm.bench import Logits
 from xnor_rrm.bits import unpack_signs
+from xnor_rrm.frames import Frame
 from xnor_rrm.model import (
     INPUT,
     Add,

@@ -2,7 +2,8 @@
 
     python -m benchmarks.pipeline [MODEL:CLIP ...] [--frames N]        e.g. person:vtest.avi
 
-What a user waits for, and no benchmark of the network alone tells: the frame is decoded to RGB, run through a
+What a user waits for, and no benchmark of the network alone tells: the frame is decoded, to
+planes where the network takes them and else to RGB, run through a
 cached stream, decoded to boxes or key points, and turned into COCO's records. The process keeps to one core,
 the decoder's threads with it. Frames a second are those of the whole loop; the parts are medians. A dense
 stream with a decoder of its own takes turns with it, of as many frames as in `xnor_rrm.bench`.
@@ -51,7 +52,8 @@ class _Lane:
     """A stream and a decoder of its own.  seconds : of each frame, those of PARTS."""
 
     def __init__(self, model: Model, mode: Mode, video: str | Path) -> None:
-        self._stream, self._frames = model.stream(mode), iter(VideoReader(video))
+        reader = VideoReader(video, planes=model.input_rule.takes_planes)
+        self._stream, self._frames = model.stream(mode), iter(reader)
         self._stream.values(first := next(self._frames))
         self.size = f"{first.shape[1]}x{first.shape[0]}"
         self.seconds: list[tuple[float, ...]] = []

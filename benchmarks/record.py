@@ -173,8 +173,9 @@ def record_clip(model_name: str, model: Model, clip: str, frames: int, folder: P
     """Record the clip's first frames under the name replay.py looks for; an existing recording is kept."""
     out = folder / f"{short_name(model_name)}_{short_name(clip)}_{frames}.npz"
     if not out.exists():
+        reader = VideoReader(clip_path(clip), planes=model.input_rule.takes_planes)
         partial = out.with_suffix(".part.npz")
-        record(model, islice(iter(VideoReader(clip_path(clip))), frames), partial).rename(out)
+        record(model, islice(reader, frames), partial).rename(out)
     return out
 
 

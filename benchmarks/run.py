@@ -58,7 +58,8 @@ def run_bench(models: Sequence[str], clips: Sequence[str], frames: int, results:
             continue
         theirs = openvino_network(name, model)
         for clip in clips:
-            video, lane = VideoReader(record.clip_path(clip)), OpenVinoLane(model, theirs) if theirs else None
+            video = VideoReader(record.clip_path(clip), planes=model.input_rule.takes_planes)
+            lane = OpenVinoLane(model, theirs) if theirs else None
             measured = bench(model, video, frames, video=Path(clip).name, peer=lane)
             if lane:
                 facts = lane.facts()

@@ -53,7 +53,7 @@ figures (docs/model_cards.md).
 """
 PIPELINE = """## From file to answers
 
-Decoding to RGB, a cached stream, boxes or key points, and COCO's records, on one core; frames a second of the
+Decoding, a cached stream, boxes or key points, and COCO's records, on one core; frames a second of the
 whole loop, the parts as medians in milliseconds. Dense: a second stream with a decoder of its own, in turns
 with the first: what the ratio is where frames come from a decoder in the same process.
 

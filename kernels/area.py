@@ -13,6 +13,9 @@ cache; and the frame is asked for ahead of its use: it comes from memory, and ha
 Bound: of 768x576 to 256x192 the rows take 8 operations a vector of 64 bytes and two taps, the columns 10 a
 block of 14 pixels and two taps, together 30 us at two a cycle and 3 GHz; reading the frame takes 80 to 95.
 Comparing a frame with the last one would read twice as much: nothing is kept from frame to frame.
+
+Of a frame in planes, Y and a quarter each of U and V, half as many bytes are read. Each plane is averaged by
+itself, a band of rows into scratch, U and V to half the size, and becomes RGB from there (`colour.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .colour import planes_to_rgb
 from .jit import inline, jit
-from .packed import I64, U8, U16, to_tuple, unpacker
+from .packed import I32, I64, U8, U16, to_tuple, unpacker
 from .resize import BYTE_PERMUTE
 from .simd import (
     add_products,
@@ -49,14 +53,16 @@ Int = npt.NDArray[Any]
 
 
 class Shape(NamedTuple):
-    """Of a frame and the part of an image that it is made to.
+    """Of a frame, or one of its planes, and the part of an image that it is made to.
 
-    size : bytes of a row of the frame, of `channels` a pixel.
+    at : where the frame begins.  size : bytes of a row of it, of `channels` a pixel.
     top, rows, columns : of the part, in the image; it begins `begin` bytes from the image's first, and a row
         of the image is `pitch` bytes.  No rows: nothing is to be resized.
     row_pairs, column_pairs : of taps.  wide, blocks : of `column_blocks`.
+    u, v : of plane Y, addresses of the `Areas` of the others; else 0.
     """
 
+    at: int
     size: int
     channels: int
     top: int
@@ -68,10 +74,15 @@ class Shape(NamedTuple):
     column_pairs: int
     wide: int
     blocks: int
+    u: int
+    v: int
 
 
 class Areas(NamedTuple):
-    """A `Shape`, tables of both axes, flat (`paired`, `column_blocks`), and scratch for a band of rows."""
+    """A `Shape`, tables of both axes, flat (`paired`, `column_blocks`), and scratch for a band of rows.
+
+    planes, weights : of plane Y, scratch for a band of all three, and `colour_weights`; else empty.
+    """
 
     shape: I64
     row_places: I64
@@ -82,6 +93,8 @@ class Areas(NamedTuple):
     order: U8
     spread: U16
     strip: U8
+    planes: U8
+    weights: I32
 
 
 _areas, _FIELDS = unpacker(Areas), len(Shape._fields)
@@ -162,12 +175,13 @@ def _average_rows(source: Any, shape: Any, a: Any, first: Any, last: Any) -> Non
             used -= 1
         if size < 64:
             for i in range(size):
-                put(a.strip, out + i, _average_one(source, i, size, places, weights, y, pairs))
+                at = shape.at + i
+                put(a.strip, out + i, _average_one(source, at, size, places, weights, y, pairs))
             continue
         later = min(y + AHEAD, shape.rows - 1)
         ahead = (get(places, 2 * pairs * later) - get(places, 2 * pairs * y)) * size
         for block in range(0, size, 64):
-            i = min(block, size - 64)
+            i = shape.at + min(block, size - 64)
             low, high = start, start
             for p in range(used):
                 above_at = get(places, 2 * (y * pairs + p)) * size + i
@@ -178,18 +192,18 @@ def _average_rows(source: Any, shape: Any, a: Any, first: Any, last: Any) -> Non
                 weight = splat(get(weights, y * pairs + p))
                 low = low + add_products(weight, interleave(above, below, 0))
                 high = high + add_products(weight, interleave(above, below, 1))
-            store(a.strip, out + i, join_high(low, high))
+            store(a.strip, out + i - shape.at, join_high(low, high))
 
 
 @inline
-def _average_columns(shape: Any, a: Any, first: Any, last: Any, image: Any) -> None:
-    """Horizontal pass, of the rows of the strip into the part's from `first` to below `last`."""
+def _average_columns(shape: Any, a: Any, rows: Any, image: Any, begin: Any, pitch: Any) -> None:
+    """Horizontal pass, of rows of the strip, into those of an image from element `begin` on."""
     channels, pairs, start = shape.channels, shape.column_pairs, splat(_START)
     if BYTE_PERMUTE and shape.wide > 0:
         for block in range(shape.blocks):
             done = block * shape.wide
             bytes_ = min(shape.wide, shape.columns - done) * channels
-            for y in range(last - first):
+            for y in range(rows):
                 at = y * shape.size + get(a.base, block)
                 left, right = load(a.strip, at), load(a.strip, at + 64)
                 low, high = start, start
@@ -198,33 +212,54 @@ def _average_columns(shape: Any, a: Any, first: Any, last: Any, image: Any) -> N
                     low = low + add_products(load(a.spread, p * 64), taps)
                     taps = pick_bytes(left, right, load(a.order, p * 128 + 64))
                     high = high + add_products(load(a.spread, p * 64 + 32), taps)
-                to = shape.begin + (first + y) * shape.pitch + done * channels
+                to = begin + y * pitch + done * channels
                 store_bytes(image, to, join_high(low, high), bytes_)
         return
     places, weights = a.column_places, a.column_weights
-    for y in range(last - first):
+    for y in range(rows):
         for x in range(shape.columns):
             for c in range(channels):
-                at, to = y * shape.size + c, shape.begin + (first + y) * shape.pitch + x * channels + c
+                at, to = y * shape.size + c, begin + y * pitch + x * channels + c
                 put(image, to, _average_one(a.strip, at, channels, places, weights, x, pairs))
+
+
+@jit
+def _average_band(
+    source: Any, address: int, first: int, last: int, image: Any, begin: int, pitch: int
+) -> None:
+    """Both passes, of output rows `first` to below `last`, at most BAND, into `image` from `begin` on."""
+    shape, a = unpack_areas(address)
+    _average_rows(source, shape, a, first, last)
+    _average_columns(shape, a, last - first, image, begin, pitch)
 
 
 @jit
 def average_rows(source: Any, address: int, image: Any, first: int, last: int) -> None:
     """Rows `first` to below `last` of an image, as far as they are of the frame; the others stay.
 
-    source : uint8[rows * size], a frame.  address : of the packed `Areas`.  image : uint8.
+    source : uint8, a frame, flat.  address : of the packed `Areas`.  image : uint8.
     """
     shape, a = unpack_areas(address)
     end = min(last - shape.top, shape.rows)
     for y in range(max(first - shape.top, 0), end, BAND):
-        _average_rows(source, shape, a, y, min(y + BAND, end))
-        _average_columns(shape, a, y, min(y + BAND, end), image)
+        next_y, begin = min(y + BAND, end), shape.begin + y * shape.pitch
+        if shape.u == 0:
+            _average_band(source, address, y, next_y, image, begin, shape.pitch)
+            continue
+        columns, half = shape.columns, (shape.columns + 1) // 2
+        first_pair, u, v = y // 2, BAND * columns, BAND * columns + (BAND // 2 + 1) * half
+        _average_band(source, address, y, next_y, a.planes, 0, columns)
+        _average_band(source, shape.u, first_pair, (next_y + 1) // 2, a.planes, u, half)
+        _average_band(source, shape.v, first_pair, (next_y + 1) // 2, a.planes, v, half)
+        for row in range(next_y - y):
+            pair = ((y + row) // 2 - first_pair) * half
+            to = begin + row * shape.pitch
+            planes_to_rgb(a.planes, row * columns, u + pair, v + pair, columns, a.weights, image, to)
 
 
 @inline
 def bytes_read(address: Any, first: Any, last: Any) -> Any:
-    """Where the part of the frame begins and ends that `average_rows` reads."""
+    """Where the part of the frame, or of its plane Y, begins and ends that `average_rows` reads."""
     shape, a = unpack_areas(address)
     first, last = max(first - shape.top, 0), min(last - shape.top, shape.rows)
     if first >= last:
@@ -235,9 +270,17 @@ def bytes_read(address: Any, first: Any, last: Any) -> Any:
 
 @jit
 def average_areas(source: Any, image: Any, address: int) -> None:
-    """All of an image.  source : uint8[rows, width, C], a frame.  address : of the packed `Areas`."""
+    """All of an image.
+
+    source : uint8[rows, width, C], a frame, or its planes.  address : of the packed `Areas`.
+    """
     shape, _ = unpack_areas(address)
     average_rows(source.reshape(-1), address, image, 0, shape.top + shape.rows)
+
+
+def planes_size(columns: int) -> int:
+    """Elements of scratch for a band of planes, and what `planes_to_rgb` reads beyond."""
+    return BAND * columns + 2 * (BAND // 2 + 1) * ((columns + 1) // 2) + 64
 
 
 def strip_size(size: int) -> int:

@@ -660,6 +660,64 @@ def store_first_bytes(builder: Any, value: Any, pointer: Any, count: Any) -> Non
 
 
 @intrinsic
+def multiply_high(_typing: Any, values: Any, weights: Any) -> Any:
+    """int16 lanes, as uint16: (value * weight + 2 ** 14) >> 15.
+
+    values : bytes, two a lane, the upper one signed.  weights : uint16 lanes that hold int16.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lanes, wide = ir.VectorType(I16, 32), ir.VectorType(I32, 32)
+        value, weight = builder.bitcast(args[0], lanes), args[1]
+        if target_has(context, "avx512bw"):
+            kind, name = ir.FunctionType(lanes, [lanes, lanes]), "llvm.x86.avx512.pmul.hr.sw.512"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), (value, weight))
+        product = builder.mul(builder.sext(value, wide), builder.sext(weight, wide))
+        rounded = builder.add(product, ir.Constant(wide, [1 << 14] * 32))
+        return builder.trunc(builder.ashr(rounded, ir.Constant(wide, [15] * 32)), lanes)
+
+    return weights(values, weights), emit
+
+
+@intrinsic
+def add_saturated(_typing: Any, a: Any, b: Any) -> Any:
+    """Sums of uint16 lanes that hold int16, held between -2 ** 15 and 2 ** 15 - 1."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit_call(builder, "llvm.sadd.sat.v32i16", *args)
+
+    return a(a, b), emit
+
+
+@intrinsic
+def pack_clipped(_typing: Any, low: Any, high: Any, shift: Any) -> Any:
+    """Bytes of uint16 lanes that hold int16, shifted right by a literal number of bits, clipped to 0..255.
+
+    In the order that `interleave` took apart.
+    """
+    if not isinstance(shift, types.IntegerLiteral):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves, pairs = ir.VectorType(I16, 32), ir.VectorType(I8, 64)
+        bits = ir.Constant(halves, [shift.literal_value] * 32)
+        moved = [builder.ashr(value, bits) for value in args[:2]]
+        if target_has(context, "avx512bw"):
+            kind, name = ir.FunctionType(pairs, [halves, halves]), "llvm.x86.avx512.packuswb.512"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), moved)
+        zero, most = ir.Constant(halves, None), ir.Constant(halves, [255] * 32)
+        parts = []
+        for value in moved:
+            above = builder.select(builder.icmp_signed(">", value, zero), value, zero)
+            clipped = builder.select(builder.icmp_signed("<", above, most), above, most)
+            parts.append(builder.trunc(clipped, ir.VectorType(I8, 32)))
+        order = [part * 32 + lane * 8 + i for lane in range(4) for part in range(2) for i in range(8)]
+        return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 64), order))
+
+    return U8(low, high, shift), emit
+
+
+@intrinsic
 def store_clipped(
     _typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any, shift: Any, count: Any
 ) -> Any:

@@ -186,16 +186,16 @@ def avg_pool(
     return total * np.asarray(1 / count, np.float32)
 
 
-def network_input(model: Any, frame: Array) -> Array:
-    """float32[H, W, C] of uint8[h, w, 3] or, grey, uint8[h, w]: luminance where C is 1, centre crop or
-    letterbox, then (v - mean) / std of the multiple of the step; no rules that resize before they crop.
+def network_input(model: Any, frame: Any) -> Array:
+    """float32[H, W, C] of uint8[h, w, 3], `Yuv420` or, grey, uint8[h, w]: luminance where C is 1, centre crop
+    or letterbox, then (v - mean) / std of the multiple of the step; no rules that resize before they crop.
     """
     rule = model.input_rule
     assert rule.resize == 0
     if len(rule.mean) == 1:
         frame = luminance(frame) if frame.ndim == 3 else frame[..., None]
     height, width = rule.crop
-    if rule.fit == "letterbox" and frame.shape[:2] != rule.crop:
+    if rule.fit == "letterbox" and not (isinstance(frame, np.ndarray) and frame.shape[:2] == rule.crop):
         frame = letterbox(frame, rule.crop, rule.mean)
     top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
     values = frame[top : top + height, left : left + width].astype(np.float64)
@@ -203,17 +203,42 @@ def network_input(model: Any, frame: Array) -> Array:
     return ((values - np.array(rule.mean)) / np.array(rule.std)).astype(np.float32)
 
 
-def letterbox(frame: Array, crop: Pair, mean: tuple[float, ...]) -> Array:
-    """All of a frame in the middle of `crop`, resized by areas; the mean around it."""
+def letterbox(frame: Any, crop: Pair, mean: tuple[float, ...]) -> Array:
+    """All of a frame, pixels or `Yuv420`, in the middle of `crop`, resized by areas; the mean around it."""
     height, width = frame.shape[:2]
     scale = min(Fraction(crop[0], height), Fraction(crop[1], width))
     size = [max(1, math.floor(side * scale + Fraction(1, 2))) for side in (height, width)]
-    small = area_resize(frame, (size[0], size[1]))
+    resize = area_resize if isinstance(frame, np.ndarray) else planes_resize
+    small = resize(frame, (size[0], size[1]))
     canvas = np.empty((*crop, frame.shape[2]), np.uint8)
     canvas[...] = [min(max(round(value), 0), 255) for value in mean]
     top, left = (crop[0] - size[0]) // 2, (crop[1] - size[1]) // 2
     canvas[top : top + size[0], left : left + size[1]] = small
     return canvas
+
+
+def planes_resize(frame: Any, size: Pair) -> Array:
+    """uint8[H, W, 3] of a `Yuv420`: Y to that size, U and V to half, each of their values for 2x2 pixels."""
+    height, width = frame.shape[:2]
+    flat, count = frame.data.reshape(-1), height * width
+    y = flat[:count].reshape(height, width, 1)
+    u, v = flat[count:].reshape(2, height // 2, width // 2, 1)
+    small = [area_resize(y, size)]
+    for plane in (u, v):
+        half = area_resize(plane, (-(-size[0] // 2), -(-size[1] // 2)))
+        small.append(half.repeat(2, 0).repeat(2, 1)[: size[0], : size[1]])
+    planes = np.concatenate(small, axis=2).astype(np.int64) - 128
+    kr, kb = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}[frame.standard]
+    kg, black, luma, chroma = 1 - kr - kb, *((0, 255, 255) if frame.full_range else (16, 219, 224))
+    of_y, of_chroma = 8192 * 255 / luma, 8192 * 255 / chroma
+    rows = [
+        (of_y, 0, of_chroma * 2 * (1 - kr)),
+        (of_y, -of_chroma * 2 * (1 - kb) * kb / kg, -of_chroma * 2 * (1 - kr) * kr / kg),
+        (of_y, of_chroma * 2 * (1 - kb), 0),
+    ]
+    added = round(of_y * (128 - black) / 128) + 32
+    products = (np.array([[round(w) for w in row] for row in rows]) * planes[..., None, :] + 64) // 128
+    return ((products.sum(-1) + added) // 64).clip(0, 255).astype(np.uint8)
 
 
 def area_resize(frame: Array, size: Pair) -> Array:

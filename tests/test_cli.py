@@ -25,6 +25,7 @@ from xnor_rrm import annotate, cli
 from xnor_rrm.bench import TURN, bench
 from xnor_rrm.decoding import BoxDecoding, Detections, KeyPoints, PointDecoding
 from xnor_rrm.errors import VideoError, XnorError
+from xnor_rrm.frames import Yuv420
 from xnor_rrm.model import INPUT, Model, Window
 from xnor_rrm.report import PLAN_COLUMNS, RECORD, Tally, coco_results, plan_rows, show_table, write_json
 from xnor_rrm.video import VideoReader
@@ -685,3 +686,24 @@ def test_console_script_in_a_process_of_its_own(model_file):
 
 def test_every_error_is_an_xnor_error():
     assert issubclass(VideoError, XnorError)
+
+
+def test_videos_are_read_as_the_network_takes_them(tmp_path):
+    """Planes as decoded, where all networks take them; and runs draw on what RGB is made of those."""
+    path = tmp_path / "a.mp4"
+    with annotate.VideoWriter(path, 25) as writer:
+        for _ in range(3):
+            writer.write(np.full((48, 64, 3), 90, np.uint8))
+    person, pose, rgb = (xnor_rrm.embedded_model(name) for name in ("person", "pose", "vgg_small"))
+    for models, kind in (
+        ((person,), Yuv420),
+        ((person, pose), Yuv420),
+        ((person, rgb), np.ndarray),
+        ((rgb,), np.ndarray),
+    ):
+        assert {type(frame) for frame in cli._open(str(path), *models)} == {kind}
+    drawn = tmp_path / "b.mp4"
+    invoke("run", "person", path, "--annotate", drawn, "--inset")
+    assert len(list(VideoReader(drawn))) == 3
+    result = invoke("bench", "person", path, "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["identical"], result

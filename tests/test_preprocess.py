@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from xnor_rrm.kernels import area
+from xnor_rrm.kernels.colour import STANDARDS
 
 from xnor_rrm.errors import FrameError
+from xnor_rrm.frames import Yuv420
 from xnor_rrm.model import InputRule
 from xnor_rrm.preprocess import UNWATCHED, Preprocessor
 
@@ -217,6 +220,98 @@ def test_area_letterbox_equals_the_oracle(channels):
             else:
                 expected = frame if size == crop else naive.letterbox(frame, crop, mean)
             assert np.array_equal(preprocess(frame), expected), size
+
+
+def planes(height, width, seed=0, **kind):
+    """Random planes, colours and brightnesses that RGB has not among them."""
+    rng = np.random.default_rng(seed)
+    return Yuv420(rng.integers(0, 256, (height * 3 // 2, width), np.uint8), **kind)
+
+
+PLANE_SIZES = [(2 * height, 2 * width) for height, width in SIZES]
+
+
+@pytest.mark.parametrize("crop", [(48, 64), (47, 63), (37, 200)])
+@pytest.mark.parametrize("standard", STANDARDS)
+@pytest.mark.parametrize("full_range", [False, True])
+def test_planes_equal_the_oracle(standard, full_range, crop):
+    """Parts of even and odd size and place; a frame of the crop's size is resized too, its U and V."""
+    mean = (130.6, 7.2, 250.0)
+    preprocess = Preprocessor(InputRule(crop, 0, mean, (1.0,) * 3, "area", fit="letterbox"))
+    for number, size in enumerate([*PLANE_SIZES, (48, 64), (600, 800)]):
+        frame = planes(*size, number, standard=standard, full_range=full_range)
+        assert np.array_equal(preprocess(frame), naive.letterbox(frame, crop, mean)), size
+
+
+def test_planes_by_bands_of_any_rows():
+    """A band may begin with the second row of a pair, and end with the first."""
+    preprocess, frame = (
+        Preprocessor(InputRule((61, 64), 0, (9.0,) * 3, (1.0,) * 3, "area", fit="letterbox")),
+        planes(90, 120),
+    )
+    expected = preprocess(frame).copy()
+    for step in (1, 3, 5, 13):
+        source, image, address = preprocess.begin(frame)
+        image[:] = 9
+        for first in range(0, 61, step):
+            area.average_rows(source.reshape(-1), address, image, first, first + step)
+        assert np.array_equal(image.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("standard", STANDARDS)
+@pytest.mark.parametrize("full_range", [False, True])
+def test_planes_have_the_colours_of_rgb(standard, full_range):
+    """Of frames of one colour each, by the standard's own floating point."""
+    kr, kb = STANDARDS[standard]
+    preprocess = Preprocessor(InputRule((4, 4), 0, (0.0,) * 3, (1.0,) * 3, "area", fit="letterbox"))
+    for colour in noise(7, 9).reshape(-1, 3).astype(float):
+        y = np.dot((kr, 1 - kr - kb, kb), colour)
+        u, v = (colour[2] - y) / (2 * (1 - kb)), (colour[0] - y) / (2 * (1 - kr))
+        y, u, v = (
+            (y, u + 128, v + 128)
+            if full_range
+            else (y * 219 / 255 + 16, u * 224 / 255 + 128, v * 224 / 255 + 128)
+        )
+        data = np.empty((6, 4), np.uint8)
+        data[:4], data[4], data[5] = (min(round(value), 255) for value in (y, u, v))
+        seen = preprocess(Yuv420(data, standard, full_range)).astype(int)
+        assert np.abs(seen - colour).max() <= 3  # Y, U and V are rounded
+
+
+def test_frames_in_planes_and_of_pixels_take_turns():
+    rule_ = InputRule((48, 64), 0, (9.0,) * 3, (1.0,) * 3, "area", fit="letterbox")
+    preprocess, yuv, rgb = Preprocessor(rule_), planes(90, 120), noise(90, 120)
+    full, tall = planes(90, 120, full_range=True), noise(135, 120)
+    for frame in (yuv, rgb, yuv, full, yuv, tall, yuv, rgb):  # `tall` has the shape that yuv.data has
+        assert np.array_equal(preprocess(frame), naive.letterbox(frame, (48, 64), (9, 9, 9)))
+    read_only = yuv.copy()
+    read_only.data.flags.writeable = False
+    mirrored = Yuv420(np.ascontiguousarray(yuv.data[:, ::-1])[:, ::-1])
+    for frame in (read_only, mirrored):
+        assert np.array_equal(preprocess(frame), naive.letterbox(yuv, (48, 64), (9, 9, 9)))
+
+
+@pytest.mark.parametrize(("data", "got"), [
+    (np.zeros((10, 8), np.uint8), r"even H and W as uint8\[H \* 3 // 2, W\], got uint8\[10, 8\]"),
+    (np.zeros((9, 7), np.uint8), "odd size"),
+    (np.zeros((0, 8), np.uint8), "even H and W"),
+    (np.zeros((9, 8, 3), np.uint8), r"uint8\[9, 8, 3\]"),
+    (np.zeros((9, 8)), r"float64\[9, 8\]"),
+    ([[1]], "got list"),
+])  # fmt: skip
+def test_planes_that_are_none(data, got):
+    preprocess = Preprocessor(InputRule((48, 64), 0, (9.0,) * 3, (1.0,) * 3, "area", fit="letterbox"))
+    with pytest.raises(FrameError, match=got):
+        preprocess(Yuv420(data))
+    with pytest.raises(FrameError, match="standard 'bt601' or 'bt709', got 'bt2020'"):
+        preprocess(planes(8, 8, standard="bt2020"))
+
+
+@pytest.mark.parametrize("wanted", [rule((8, 8), 0), rule((8, 8), 0, "area"), rule((8, 8), 0, channels=1)])
+def test_planes_for_a_network_that_takes_none(wanted):
+    assert not wanted.takes_planes
+    with pytest.raises(FrameError, match=r"got planes\. Only networks"):
+        Preprocessor(wanted)(planes(8, 8))
 
 
 @pytest.mark.parametrize(("height", "width"), [(301, 222), (64, 48), (37, 41), (16, 200)])

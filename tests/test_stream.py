@@ -22,6 +22,7 @@ from xnor_rrm.kernels.frame import Path as Taken
 import xnor_rrm
 from xnor_rrm import plan
 from xnor_rrm.errors import FrameError, XnorError
+from xnor_rrm.frames import Yuv420
 from xnor_rrm.model import INPUT, BinaryConv2d, Model, Window
 from xnor_rrm.stats import flip_rate
 from xnor_rrm.stream import Stream
@@ -396,7 +397,8 @@ def test_stems_of_patches(seed, kernel, outputs, pooled, threshold, size, band):
 @pytest.mark.parametrize("size", [(400, 37), (90, 60), (300, 41), (BAND_ROWS * 2 + 20, 20), (60, 260)])
 @pytest.mark.parametrize("kernel", [(4, 4), (5, 3)])
 @pytest.mark.parametrize("threshold", [0, 40])
-def test_frames_resized_band_by_band_ahead_of_a_stem(size, kernel, threshold):
+@pytest.mark.parametrize("in_planes", [False, True])
+def test_frames_resized_band_by_band_ahead_of_a_stem(size, kernel, threshold, in_planes):
     """Images of three bands, letterboxed above and below, left and right, or not; shrunk and enlarged."""
     rng = np.random.default_rng(0)
     net = Builder(rng, BAND_ROWS * 2 + 20, 20)
@@ -408,14 +410,17 @@ def test_frames_resized_band_by_band_ahead_of_a_stem(size, kernel, threshold):
     assert model.plan.steps[1]["line"] >= 0
     assert model.plan.steps[1]["kind"] == Kind.FLOAT_CONV
     streams, last = [model.stream(mode, threshold=threshold) for mode in ("cached", "dense")], None
-    frame = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, size if in_planes else (*size, 3), dtype=np.uint8)
+    if in_planes:
+        pixels = pixels[: size[0] // 6 * 6, : size[1] // 2 * 2]
     for top in (0, size[0] // 3, size[0] - 2, size[0] // 2):
+        frame = Yuv420(pixels) if in_planes else pixels
         last = naive.let_through(naive.letterbox(frame, crop, mean) // 16 * 16, last, threshold)
         expected = oracle(model, last)
         for stream in streams:
             assert stream.values(frame).tobytes() == expected.tobytes(), (stream.mode, top)
-        frame = frame.copy()
-        frame[top : top + size[0] // 8] = rng.integers(0, 256, frame[top : top + size[0] // 8].shape)
+        pixels = pixels.copy()
+        pixels[top : top + size[0] // 8] = rng.integers(0, 256, pixels[top : top + size[0] // 8].shape)
 
 
 def test_tables_that_are_lines_but_for_a_bit():

@@ -12,6 +12,7 @@ from PIL import Image
 
 import xnor_rrm
 from xnor_rrm.errors import VideoError, XnorWarning
+from xnor_rrm.frames import Yuv420
 from xnor_rrm.video import Skipped, VideoReader
 
 FRAMES, HEIGHT, WIDTH = 12, 48, 64
@@ -79,6 +80,35 @@ def test_codecs(tmp_path, name, codec, pix_fmt):
     assert [frame.shape for frame in frames] == [(HEIGHT, WIDTH, 3)] * FRAMES
     if pix_fmt == "gray":
         assert all((frame[..., :1] == frame).all() for frame in frames)
+
+
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv420p"), ("mjpeg", "yuvj420p")])
+def test_planes_as_the_decoder_has_them(tmp_path, codec, pix_fmt):
+    path = make_video(tmp_path / "a.mkv", codec, pix_fmt)
+    reader, pictures = VideoReader(path, planes=True), VideoReader(path)
+    with pytest.raises(VideoError, match="a frame that was read"):
+        reader.picture()
+    with av.open(str(path)) as container:
+        for frame, rgb, decoded in zip(reader, pictures, container.decode(video=0), strict=True):
+            assert isinstance(frame, Yuv420)
+            assert frame.shape == rgb.shape
+            assert np.array_equal(frame.data, decoded.to_ndarray(format=pix_fmt))
+            assert (frame.standard, frame.full_range) == ("bt601", pix_fmt == "yuvj420p")
+            assert np.array_equal(reader.picture(), rgb)
+    assert sum(isinstance(frame, Yuv420) for frame in xnor_rrm.read_video(path, planes=True)) == FRAMES
+
+
+def test_rgb_where_there_are_no_such_planes(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "images" / "a.png")
+    make_video(tmp_path / "rgb.avi")
+    make_video(tmp_path / "444.mkv", "ffv1", "yuv444p")
+    for source in ("images", "rgb.avi", "444.mkv"):
+        reader = VideoReader(tmp_path / source, planes=True)
+        for frame in reader:
+            assert frame.shape == (HEIGHT, WIDTH, 3)
+            assert isinstance(frame, np.ndarray)
+            assert np.array_equal(frame, reader.picture())
 
 
 @pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("a.avi", "ffv1", "bgr0"), ("a.mov", "png", "rgb24")])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from .api import convert, embedded_model, load, read_video
 from .decoding import BoxDecoding, Detections, KeyPoints, PointDecoding
 from .errors import XnorError
+from .frames import Yuv420
 from .model import Model
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "Model",
     "PointDecoding",
     "XnorError",
+    "Yuv420",
     "__version__",
     "convert",
     "embedded_model",

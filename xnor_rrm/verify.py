@@ -26,6 +26,7 @@ import numpy as np
 
 from .bits import unpack_signs
 from .errors import ConvertError, XnorError
+from .frames import Frame
 from .importers.common.original import Original
 from .model import (
     INPUT,
@@ -48,7 +49,6 @@ from .model import (
     Window,
 )
 from .preprocess import Preprocessor
-from .video import Frame
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,19 +9,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
 
 from .errors import VideoError, XnorWarning
-
-Frame = npt.NDArray[np.uint8]
+from .frames import Frame, Pixels, Yuv420
 
 #: Failed reads in a row after which the rest of a container is given up.
 MAX_FAILED_READS = 8
@@ -39,10 +39,12 @@ class Skipped:
 
 
 class VideoReader:
-    """The frames of one source, uint8[H, W, 3] RGB; iterating again starts again.
+    """The frames of one source, uint8[H, W, 3] RGB or planes; iterating again starts again.
 
     source : path of a video file or of a folder of images (read in name order, frame2 before frame10), or
         a camera's number (Video4Linux; 0 and "0" are the same).
+    planes : give `Yuv420` frames where the video has such, for a network that takes them
+        (`model.input_rule.takes_planes`): nothing is made of them first.
     frame_count : how many frames the source claims to hold; None where it does not say.
     rate : frames a second as a file claims; None where it does not say, of folders and of cameras.
     skipped : what the latest pass could not decode, in order; `on_skip` is told of each as it happens.
@@ -52,13 +54,21 @@ class VideoReader:
     Raises VideoError where the source is missing or not a video (at once), or gives no frame (at the end).
     """
 
-    def __init__(self, source: str | Path | int, on_skip: Callable[[Skipped], object] | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path | int,
+        on_skip: Callable[[Skipped], object] | None = None,
+        *,
+        planes: bool = False,
+    ) -> None:
         self.source = str(source)
         self.frame_count: int | None = None
         self.rate: Fraction | None = None
         self.skipped: list[Skipped] = []
-        self._on_skip = on_skip
-        self._open: Callable[[], Iterator[Frame | Skipped]]
+        self._on_skip, self._planes = on_skip, planes
+        self._reformat = VideoReformatter().reformat
+        self._latest: VideoFrame | Pixels | None = None
+        self._open: Callable[[], Iterator[VideoFrame | Pixels | Skipped]]
         camera, path = _camera_number(source), Path(str(source))
         if camera is not None:
             self._open = lambda: _decode(*_open_camera(camera))
@@ -83,17 +93,26 @@ class VideoReader:
                 if self._on_skip:
                     self._on_skip(item)
             else:
-                empty = False
-                yield item
+                empty, self._latest = False, item
+                yield (_planes(item) if self._planes else None) or self.picture()
         if empty:
             first = f" ({self.skipped[0]}; {len(self.skipped)} in all)" if self.skipped else ""
             remedy = "It may be damaged, or hold no video."
             raise VideoError("at least one frame", f"none from {self.source!r}{first}", remedy)
 
+    def picture(self) -> Pixels:
+        """The frame that was given last in RGB, uint8[H, W, 3], also where it was given in planes."""
+        item = self._latest
+        if item is None:
+            raise VideoError("a frame that was read", "none", "Iterate first.")
+        if isinstance(item, np.ndarray):
+            return item
+        return np.ascontiguousarray(self._reformat(item, format="rgb24").to_ndarray(format="rgb24"))
 
-def read_video(source: str | Path | int) -> Iterator[Frame]:
-    """The frames of `VideoReader(source)`, with an XnorWarning for whatever is skipped."""
-    return iter(VideoReader(source, on_skip=_warn))
+
+def read_video(source: str | Path | int, *, planes: bool = False) -> Iterator[Frame]:
+    """The frames of `VideoReader`, with an XnorWarning for whatever is skipped."""
+    return iter(VideoReader(source, on_skip=_warn, planes=planes))
 
 
 def _warn(skipped: Skipped) -> None:
@@ -152,7 +171,7 @@ def _frame_count(stream: VideoStream) -> int | None:
     return None
 
 
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[Frame | Skipped]:
+def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | Skipped]:
     """All frames of a stream, going on after damaged packets; closes the container."""
     number = 0
     with closing(container):
@@ -167,8 +186,26 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[Frame | 
                 elif item.is_corrupt:
                     yield Skipped(f"frame {number}", "damaged")
                 else:
-                    yield np.ascontiguousarray(item.to_ndarray(format="rgb24"))
+                    yield item
                 number += 1
+
+
+def _planes(item: VideoFrame | Pixels) -> Yuv420 | None:
+    """A frame of 4:2:0 and even size as it is; None for others."""
+    if isinstance(item, np.ndarray) or item.format.name not in ("yuv420p", "yuvj420p"):
+        return None
+    height, width = item.height, item.width
+    if height % 2 or width % 2:
+        return None
+    data, first = np.empty((height * 3 // 2, width), np.uint8), 0
+    for n, plane in enumerate(item.planes):
+        rows, columns = (height, width) if n == 0 else (height // 2, width // 2)
+        stored = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:rows, :columns]
+        data.reshape(-1)[first : first + stored.size].reshape(stored.shape)[:] = stored
+        first += stored.size
+    standard: Literal["bt601", "bt709"] = "bt709" if item.colorspace == Colorspace.ITU709 else "bt601"
+    full_range = item.format.name == "yuvj420p" or item.color_range == ColorRange.JPEG
+    return Yuv420(data, standard, full_range)
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
@@ -198,7 +235,7 @@ def _natural_order(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
-def _read_image(path: Path) -> Frame | Skipped:
+def _read_image(path: Path) -> Pixels | Skipped:
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 255, not scale them
