@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import naive
 import numpy as np
 import pytest
@@ -228,17 +230,16 @@ def planes(height, width, seed=0, **kind):
     return Yuv420(rng.integers(0, 256, (height * 3 // 2, width), np.uint8), **kind)
 
 
-PLANE_SIZES = [(2 * height, 2 * width) for height, width in SIZES]
+PLANE_SIZES = [(90, 120), (48, 64), (24, 80), (30, 58), (200, 150), (14, 300), (300, 14), (2, 2), (20, 800)]
 
 
 @pytest.mark.parametrize("crop", [(48, 64), (47, 63), (37, 200)])
-@pytest.mark.parametrize("standard", STANDARDS)
-@pytest.mark.parametrize("full_range", [False, True])
-def test_planes_equal_the_oracle(standard, full_range, crop):
+def test_planes_equal_the_oracle(crop):
     """Parts of even and odd size and place; a frame of the crop's size is resized too, its U and V."""
-    mean = (130.6, 7.2, 250.0)
+    mean, kinds = (130.6, 7.2, 250.0), list(product(STANDARDS, (False, True)))
     preprocess = Preprocessor(InputRule(crop, 0, mean, (1.0,) * 3, "area", fit="letterbox"))
-    for number, size in enumerate([*PLANE_SIZES, (48, 64), (600, 800)]):
+    for number, size in enumerate(PLANE_SIZES):
+        standard, full_range = kinds[(number + crop[0]) % 4]
         frame = planes(*size, number, standard=standard, full_range=full_range)
         assert np.array_equal(preprocess(frame), naive.letterbox(frame, crop, mean)), size
 
