@@ -37,16 +37,17 @@ BENCH = """## Whole networks
 
 From the raw frame to the logits. Dense and cached streams take turns of several frames, and PyTorch and
 OpenVINO with them: a stream finds in the caches what its own last frame left there, and the frame as a
-decoder leaves it, just written. PyTorch and OpenVINO are timed without resizing and cropping ("preprocess"),
-as are *all layers*. OpenVINO has the same graph, binary where ours is (`benchmarks/openvino_network.py`).
-*Overhead* is what is neither preprocessing nor in a step of the compiled plan: Python and dispatch, as a
-share of the cached frame.
+decoder leaves it, just written: `person` and `pose` take planes (YUV 4:2:0) where a clip has them, and RGB of
+folders of images; the others take RGB. PyTorch and OpenVINO are timed without resizing and cropping
+("preprocess"), as are *all layers*. OpenVINO has the same graph, binary where ours is
+(`benchmarks/openvino_network.py`). *Overhead* is what is neither preprocessing nor in a step of the
+compiled plan: Python and dispatch, as a share of the cached frame.
 """
 ACCURACY = """## Accuracy
 
 `xnor-rrm evaluate` against labels that the teachers made (recipes/label.py), on frames that it was not
 trained on. *Twin*: the same network in float, of the same data and losses; `pose` begins with its weights,
-and both end by learning from its answers, 500 and 1,500 steps (recipes/README.md).
+and both end by learning from its answers, 500 and 2,100 steps (recipes/README.md).
 No weight was trained on these frames, but they were looked at when networks were chosen, which flatters the
 figures (docs/model_cards.md).
 

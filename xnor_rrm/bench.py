@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import VideoError
-from .frames import Frame
+from .frames import Frame, Yuv420
 from .machine import machine_fingerprint, versions
 from .model import Mode, Model
 from .plan import Plan, xnor_alone
@@ -60,6 +60,7 @@ def bench(
     stream has no history. Dense and cached take turns at going first; each gets a frame just written, as a
     decoder leaves it. `spread` holds the quartiles.
 
+    planes : whether the frames were `Yuv420`.
     frames, identical : how many, and whether both outputs had the same bytes on every one of them;
         first_difference : the first frame, from 0, where they had not, or None. With a threshold the cached
         stream is compared with a dense one of that threshold, which is not timed.
@@ -147,6 +148,7 @@ def bench(
         "model": model.name,
         "video": video,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "planes": isinstance(head[0], Yuv420),
         "frames": len(dense.seconds),
         "identical": not differing,
         "first_difference": differing[0] if differing else None,
