@@ -3,10 +3,10 @@
     python -m benchmarks.pipeline [MODEL:CLIP ...] [--frames N]        e.g. person:vtest.avi
 
 What a user waits for, and no benchmark of the network alone tells: the frame is decoded, to
-planes where the network takes them and else to RGB, run through a
-cached stream, decoded to boxes or key points, and turned into COCO's records. The process keeps to one core,
-the decoder's threads with it. Frames a second are those of the whole loop; the parts are medians. A dense
-stream with a decoder of its own takes turns with it, of as many frames as in `xnor_rrm.bench`.
+planes where the network takes them and else to RGB, run through a cached stream, decoded to boxes or key
+points, and turned into COCO's records. The process keeps to one core, the decoder's threads with it. Frames a
+second are those of the whole loop; the parts are medians. A dense stream with a decoder of its own takes
+turns with it, of as many frames as in `xnor_rrm.bench`.
 Writes results/pipeline.json.
 """
 

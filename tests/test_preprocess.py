@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from xnor_rrm.kernels import area
-from xnor_rrm.kernels.colour import STANDARDS
+from xnor_rrm.kernels.colour import STANDARDS, colour_weights, planes_to_rgb
 
 from xnor_rrm.errors import FrameError
 from xnor_rrm.frames import Yuv420
@@ -246,10 +246,8 @@ def test_planes_equal_the_oracle(crop):
 
 def test_planes_by_bands_of_any_rows():
     """A band may begin with the second row of a pair, and end with the first."""
-    preprocess, frame = (
-        Preprocessor(InputRule((61, 64), 0, (9.0,) * 3, (1.0,) * 3, "area", fit="letterbox")),
-        planes(90, 120),
-    )
+    rule_ = InputRule((61, 64), 0, (9.0,) * 3, (1.0,) * 3, "area", fit="letterbox")
+    preprocess, frame = Preprocessor(rule_), planes(90, 120)
     expected = preprocess(frame).copy()
     for step in (1, 3, 5, 13):
         source, image, address = preprocess.begin(frame)
@@ -259,24 +257,39 @@ def test_planes_by_bands_of_any_rows():
         assert np.array_equal(image.reshape(expected.shape), expected)
 
 
-@pytest.mark.parametrize("standard", STANDARDS)
+@pytest.mark.parametrize(("standard", "kr", "kb"), [("bt601", 0.299, 0.114), ("bt709", 0.2126, 0.0722)])
 @pytest.mark.parametrize("full_range", [False, True])
-def test_planes_have_the_colours_of_rgb(standard, full_range):
-    """Of frames of one colour each, by the standard's own floating point."""
-    kr, kb = STANDARDS[standard]
-    preprocess = Preprocessor(InputRule((4, 4), 0, (0.0,) * 3, (1.0,) * 3, "area", fit="letterbox"))
-    for colour in noise(7, 9).reshape(-1, 3).astype(float):
-        y = np.dot((kr, 1 - kr - kb, kb), colour)
-        u, v = (colour[2] - y) / (2 * (1 - kb)), (colour[0] - y) / (2 * (1 - kr))
-        y, u, v = (
-            (y, u + 128, v + 128)
-            if full_range
-            else (y * 219 / 255 + 16, u * 224 / 255 + 128, v * 224 / 255 + 128)
-        )
-        data = np.empty((6, 4), np.uint8)
-        data[:4], data[4], data[5] = (min(round(value), 255) for value in (y, u, v))
-        seen = preprocess(Yuv420(data, standard, full_range)).astype(int)
-        assert np.abs(seen - colour).max() <= 3  # Y, U and V are rounded
+def test_every_colour_of_planes(standard, kr, kb, full_range):
+    """The whole numbers' result, and within one of the standard's own, in floating point."""
+    every, n = np.arange(256), 1 << 24
+    planes = np.zeros(2 * n + 64, np.uint8)
+    planes[:n] = np.tile(every, 1 << 16)
+    planes[n : n + n // 2], planes[n + n // 2 : 2 * n] = (
+        np.tile(every.repeat(128), 256),
+        every.repeat(1 << 15),
+    )
+    image, weights = np.empty(3 * n, np.uint8), colour_weights(standard, full_range)
+    planes_to_rgb(planes, 0, n, n + n // 2, n, weights, image, 0)
+    seen = image.reshape(256, 256, 256, 3)  # V, U, Y
+
+    y, red, green_u, green_v, blue, added = (int(weight) for weight in weights)
+    of_y, of_r, of_gu, of_gv, of_b = (
+        (w * (every - 128) + 64) // 128 for w in (y, red, green_u, green_v, blue)
+    )
+    black, luma, chroma = (0, 255, 255) if full_range else (16, 219, 224)
+    y, c = (every - black) * 255 / luma, (every - 128) * 255 / chroma
+    r, b = 2 * (1 - kr) * c, 2 * (1 - kb) * c
+    exact = [
+        (of_y + added + of_r[:, None, None], y + r[:, None, None]),
+        (
+            of_y + added + of_gu[:, None] + of_gv[:, None, None],
+            y - (kb * b[:, None] + kr * r[:, None, None]) / (1 - kr - kb),
+        ),
+        (of_y + added + of_b[:, None], y + b[:, None]),
+    ]
+    for channel, (whole, real) in enumerate(exact):
+        assert (seen[..., channel] == (whole // 64).clip(0, 255)).all()
+        assert np.abs((whole // 64).clip(0, 255) - np.floor(real + 0.5).clip(0, 255)).max() <= 1
 
 
 def test_frames_in_planes_and_of_pixels_take_turns():
@@ -311,7 +324,7 @@ def test_planes_that_are_none(data, got):
 @pytest.mark.parametrize("wanted", [rule((8, 8), 0), rule((8, 8), 0, "area"), rule((8, 8), 0, channels=1)])
 def test_planes_for_a_network_that_takes_none(wanted):
     assert not wanted.takes_planes
-    with pytest.raises(FrameError, match=r"got planes\. Only networks"):
+    with pytest.raises(FrameError, match=r"got planes\. Pass RGB"):
         Preprocessor(wanted)(planes(8, 8))
 
 

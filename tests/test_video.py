@@ -13,7 +13,7 @@ from PIL import Image
 import xnor_rrm
 from xnor_rrm.errors import VideoError, XnorWarning
 from xnor_rrm.frames import Yuv420
-from xnor_rrm.video import Skipped, VideoReader
+from xnor_rrm.video import Skipped, VideoReader, _planes
 
 FRAMES, HEIGHT, WIDTH = 12, 48, 64
 
@@ -96,6 +96,17 @@ def test_planes_as_the_decoder_has_them(tmp_path, codec, pix_fmt):
             assert (frame.standard, frame.full_range) == ("bt601", pix_fmt == "yuvj420p")
             assert np.array_equal(reader.picture(), rgb)
     assert sum(isinstance(frame, Yuv420) for frame in xnor_rrm.read_video(path, planes=True)) == FRAMES
+
+
+@pytest.mark.parametrize(("colorspace", "standard"), [(1, "bt709"), (2, "bt601"), (5, "bt601"), (6, "bt601")])
+@pytest.mark.parametrize(("color_range", "full_range"), [(0, False), (1, False), (2, True)])
+def test_by_what_standard_planes_are(colorspace, standard, color_range, full_range):
+    """FFmpeg's numbers: BT.709, not said, and two kinds of BT.601; not said, TV's and JPEG's range."""
+    frame = av.VideoFrame(WIDTH, HEIGHT, "yuv420p")
+    frame.colorspace, frame.color_range = colorspace, color_range
+    planes = _planes(frame)
+    assert (planes.standard, planes.full_range) == (standard, full_range)
+    assert _planes(av.VideoFrame(WIDTH + 1, HEIGHT, "yuv420p")) is None  # of an odd size
 
 
 def test_rgb_where_there_are_no_such_planes(tmp_path):

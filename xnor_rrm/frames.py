@@ -18,8 +18,8 @@ Pixels = npt.NDArray[np.uint8]
 class Yuv420:
     """A frame in planes, YUV 4:2:0: what most videos hold, half the bytes of RGB, and no colours to be made.
 
-    Streams of networks that take RGB by areas (`InputRule.takes_planes`) resize each plane, and make RGB of
-    what is left: values differ from those of RGB by rounding, and as four pixels share their colour.
+    Streams of networks that letterbox RGB by areas (`InputRule.takes_planes`) resize each plane, and make RGB
+    of what is left: values differ from those of RGB by rounding, and as four pixels share their colour.
 
     data : uint8[H * 3 // 2, W], H and W even: H rows of Y, then U, H // 2 by W // 2, then V, as many ("I420";
         OpenCV's COLOR_RGB2YUV_I420).
@@ -75,7 +75,7 @@ def check_frame(frame: Any, rule: InputRule | None = None) -> None:
 
 def _check_planes(frame: Yuv420, rule: InputRule | None, expected: str) -> None:
     if not (rule and rule.takes_planes):
-        raise FrameError(expected, "planes", "Only networks that take RGB by areas take planes.")
+        raise FrameError(expected, "planes", "Pass RGB: only networks that letterbox by areas take planes.")
     data = frame.data
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2:
         got = f"{data.dtype.name}{list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__

@@ -97,7 +97,7 @@ class InputRule:
 
     @property
     def takes_planes(self) -> bool:
-        """Whether frames may also be `Yuv420`."""
+        """Whether frames may also be `Yuv420`: RGB, letterboxed by areas."""
         return self.channels == 3 and self.interpolation == "area" and self.fit == "letterbox"
 
     def table(self) -> npt.NDArray[np.float32]:

@@ -158,7 +158,7 @@ def picture(profile: Profile) -> bytes:
         "font.size": 10,
     }
     with rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
+        warnings.filterwarnings("ignore", "Glyph")  # a title may hold what the font has not
         figure = Figure(figsize=(12, 14), dpi=100, layout="constrained")
         grid = figure.add_gridspec(4, 2, height_ratios=(2, 1, 4, 4))
         times = figure.add_subplot(grid[0, :])

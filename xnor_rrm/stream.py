@@ -108,7 +108,7 @@ class Stream:
         """The answer for one frame, by the model's task.
 
         frame : uint8[H, W, 3] RGB, any size; a size other than the last frame's starts afresh. A network with
-            one input channel also takes uint8[H, W], luminance; one of RGB by areas also `Yuv420`.
+            one input channel also takes uint8[H, W], luminance; one that `takes_planes` also `Yuv420`.
         Returns `Detections` or `KeyPoints` in pixels of the frame; of a classifier what `values` returns.
         Raises FrameError for anything else; the next good frame then starts afresh.
         """
