@@ -52,14 +52,13 @@ class Op(IntEnum):
     CLIP = 10  #: r, source register, constants low and high, one of each
     SOFTMAX = 11  #: r, source register, channels
     OWN_SIGN = 12  #: -, bits, words and channels as SIGN, constants scale and shift: 7, 2 and 6 at once
-    TO_HEAD = 13  #: r, -, elements a pixel; into own_values, which the head run with this program reads
 
 
 #: What may follow at once, at these fields of DOTS and OWN_DOTS, -1 where it does not: constants scale and
 #: shift as of AFFINE, slope as of PRELU. Another pass over the registers would cost as much as the first.
 SCALE_FIELD, SHIFT_FIELD, SLOPE_FIELD = 7, 8, 9
 
-LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP, SOFTMAX, OWN_SIGN, TO_HEAD = (
+LOAD, DOTS, AFFINE, RELU, ADD, STORE, SIGN, OWN_VALUES, OWN_DOTS, PRELU, CLIP, SOFTMAX, OWN_SIGN = (
     int(op) for op in Op
 )
 
@@ -176,11 +175,6 @@ def run_program(
                             new |= differs(value, load(floats, a + p * b + lane))
                         store(floats, a + p * b + lane, value)
                     masks[c + p] = new
-            elif op == TO_HEAD:
-                for i in range(n):
-                    for lane in range(0, width, 16):
-                        value = load(registers, target + i * width + lane)
-                        store(own_values, (first + i) * b + lane, value)
             else:
                 for i in range(n):
                     pack_pixel(registers, target + i * width, bits, a + pixels[first + i] * b, c)

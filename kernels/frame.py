@@ -17,6 +17,7 @@ from .bitpack import diff_into_padded
 from .clock import now
 from .elementwise import run_program
 from .float_conv import conv_float, conv_patches
+from .head import run_head
 from .jit import jit
 from .layout import SOURCE, copy_pixels, interpolate_pixels
 from .listing import list_flips, list_sets
@@ -128,9 +129,6 @@ class Memory(NamedTuple):
 #: back, outputs computed, nanoseconds; of the input step also those of resizing.
 REPORT = 5
 
-#: Pixels that a program leaves for the head that is run with it: they stay in the first-level cache.
-HEAD_PIXELS = 16
-
 #: Rows of the image that are resized before a convolution takes them.
 BAND_ROWS = 64
 
@@ -169,49 +167,17 @@ def _program(s: Any, memory: Any, pixels: Any, slots: Any, count: int, counts: A
     """Run the step's program; its convolution's sums stand at `slots` of `counts` or `band_f32`."""
     const, state, scratch = _constants(memory.constants), _state(memory.state), _scratch(memory.scratch)
     program = const.i64[s.program : s.program + s.program_size]
+    if s.weights_size > 0:
+        weights = const.f32[s.weights : s.weights + s.weights_size]
+        run_head(
+            program, const.f32, const.i32, counts, pixels, slots, count, weights, s, scratch.identity,
+            scratch.band_f32, scratch.registers, state.f32[s.y :],
+        )  # fmt: skip
+        return
     run_program(
         program, s.lanes, const.f32, const.i32, state.f32, state.u16, state.u64, state.u8,
         pixels, slots, count, counts, scratch.band_f32, scratch.registers, compare,
     )  # fmt: skip
-
-
-@jit
-def _program_and_head(
-    e: Any,
-    h: Any,
-    headed: bool,
-    memory: Any,
-    pixels: Any,
-    slots: Any,
-    count: int,
-    sums: Any,
-    compare: bool,
-    e_report: Any,
-    h_report: Any,
-) -> None:
-    """A program fused with a binary convolution and, if `headed`, the 1x1 convolution `h` that reads it."""
-    const, state, scratch = _constants(memory.constants), _state(memory.state), _scratch(memory.scratch)
-    begin = now(scratch.timespec)
-    e_report[2] += count
-    if not headed:
-        _program(e, memory, pixels, slots, count, sums, compare)
-        e_report[3] += now(scratch.timespec) - begin
-        return
-    weights = const.f32[h.weights : h.weights + h.weights_size]
-    bias = const.f32[h.bias : h.bias + h.lanes]
-    starts = const.i64[h.starts : h.starts + h.ho * h.wo]
-    segment_at, y = const.i64[h.segment_at : h.segment_at + 1], state.f32[h.y :]
-    for first in range(0, count, HEAD_PIXELS):
-        n = min(HEAD_PIXELS, count - first)
-        listed = pixels[first:]
-        _program(e, memory, listed, slots[first:], n, sums, compare)
-        middle = now(scratch.timespec)
-        conv_float(scratch.band_f32, weights, bias, h, starts, segment_at, scratch.identity, listed, n, y)
-        end = now(scratch.timespec)
-        e_report[3] += middle - begin
-        h_report[3] += end - middle
-        begin = end
-    h_report[2] += count
 
 
 @jit
@@ -439,16 +405,13 @@ def _binary_conv(
     s: Any,
     e: Any,
     fused: bool,
-    h: Any,
-    headed: bool,
     all_pixels: bool,
     keep: bool,
     memory: Any,
     report: Any,
     e_report: Any,
-    h_report: Any,
 ) -> None:
-    """A binary convolution, and what alone reads it: a sign, or if fused the program `e`, and its head `h`.
+    """A binary convolution, and what alone reads it: a sign, or if fused the program `e`.
 
     Without `keep` the sums that have been read are not needed again, and stay in a band's scratch.
     """
@@ -562,19 +525,18 @@ def _binary_conv(
                 n = last - first
                 listed = pixels[first:]
                 slots = scratch.identity if in_band else listed
-                _program_and_head(e, h, headed, memory, listed, slots, n, sums, False, e_report, h_report)
+                _program(e, memory, listed, slots, n, sums, False)
             else:
                 n = _list_sources(e, memory, first, last, more_pixels)
-                _program_and_head(
-                    e, h, headed, memory, more_pixels, more_pixels, n, sums, True, e_report, h_report
-                )
-            begin += now(scratch.timespec) - middle
+                _program(e, memory, more_pixels, more_pixels, n, sums, True)
+            finish = now(scratch.timespec)
+            e_report[2] += n
+            e_report[3] += finish - middle
+            begin += finish - middle
     report[0], report[1], report[2] = path, flips, computed
     report[3] = now(scratch.timespec) - begin
     if fused:
         e_report[0] = DENSE if all_pixels else CHANGED if e_report[2] else CLEAN
-    if headed:
-        h_report[0] = e_report[0]
 
 
 @jit
@@ -638,10 +600,7 @@ def run(
             if s.kind == FLOAT_CONV:
                 _float_conv(s, e, fused, all_pixels, memory, here, e_report)
             else:
-                last = min(index + 2, most)
-                h = steps[last]
-                headed = last > following and h.kind == FLOAT_CONV and h.fused != 0
-                _binary_conv(s, e, fused, h, headed, all_pixels, keep, memory, here, e_report, report[last])
+                _binary_conv(s, e, fused, all_pixels, keep, memory, here, e_report)
             continue
         here[3] = now(shared.timespec) - begin
     offset, pixels, stride, channels = to_tuple(_constants(constants).output, 4)

@@ -796,6 +796,61 @@ def counts_to_dots(_typing: Any, counts: Any, index: Any, valid: Any) -> Any:
 
 
 @intrinsic
+def store_dots(_typing: Any, counts: Any, base: Any, at: Any, valid: Any, array: Any, index: Any) -> Any:
+    """float32 array[index + 32 * i + p] = valid[p] - 2 * counts[base[p] + at + i], i below 32 and p below 16.
+
+    counts : uint16[].  base : a tuple of 16.  valid : float32 lanes, whole numbers below 2 ** 24.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        counts_value, bases, at_value, valid_value, array_value, index_value = args
+        pairs, floats = ir.VectorType(I32, 16), ir.VectorType(F32, 16)
+        rows = []
+        for p in range(16):
+            place = builder.add(builder.extract_value(bases, p), at_value)
+            pointer = vector_pointer(context, builder, sig.args[0], counts_value, place, pairs)
+            rows.append(builder.load(pointer, align=2))
+        lower, bits, twice = (
+            ir.Constant(k, [n] * 16) for k, n in ((pairs, 0xFFFF), (pairs, 16), (floats, -2.0))
+        )
+        for i, both in enumerate(_transposed(builder, rows)):
+            for j, count in enumerate((builder.and_(both, lower), builder.lshr(both, bits))):
+                dots = _fma(builder, builder.sitofp(count, floats), twice, valid_value)
+                place = builder.add(index_value, index_value.type(32 * (2 * i + j)))
+                pointer = vector_pointer(context, builder, sig.args[4], array_value, place, floats)
+                builder.store(dots, pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(counts, base, types.intp, valid, array, types.intp), emit
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """Of 16 vectors of 16 lanes the first lanes, then the second, ...: within quarters, then quarters."""
+
+    def mix(a: Any, b: Any, order: list[int]) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 16), order))
+
+    def turns(size: int, half: int) -> list[int]:
+        """Of each quarter the lower or upper half of both vectors in turn, `size` lanes at a time."""
+        lanes = [k + i for i in range(2 * half, 2 * half + 2, size) for k in (i, 16 + i) for i in range(size)]
+        return [quarter + lane for quarter in range(0, 16, 4) for lane in lanes]
+
+    def every_other(first: int) -> list[int]:
+        return [4 * quarter + lane for quarter in range(first, 8, 2) for lane in range(4)]
+
+    columns = []  # of four vectors: lanes i, 4 + i, 8 + i and 12 + i of each
+    for k in range(0, 16, 4):
+        a, b = ([mix(rows[i], rows[i + 1], turns(1, half)) for half in range(2)] for i in (k, k + 2))
+        columns.append([mix(a[i // 2], b[i // 2], turns(2, i % 2)) for i in range(4)])
+    result = []
+    for quarter in range(4):
+        for i in range(4):
+            c, d = (mix(columns[k][i], columns[k + 1][i], every_other(quarter % 2)) for k in (0, 2))
+            result.append(mix(c, d, every_other(quarter // 2)))
+    return result
+
+
+@intrinsic
 def load_low16(_typing: Any, array: Any, index: Any) -> Any:
     """Eight uint64 lanes from elements index .. index + 7 of a uint16 array."""
 
@@ -916,6 +971,27 @@ tile_fma = intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total)))
 tile_fma_lanes, tile_fma_by2, tile_fma_by4, tile_fma_by8, tile_fma_by16 = (
     intrinsic(_tile_step(lambda b, total, x, w: _fma(b, x, w, total), count)) for count in (1, 2, 4, 8, 16)
 )
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(_typing: Any, array: Any, base: Any, vectors: Any) -> Any:
+    """Tile of so many vectors a pixel, a literal, from array[base[p]] on."""
+    if not isinstance(vectors, types.IntegerLiteral):
+        return None
+    each = vectors.literal_value
+    tile = types.UniTuple(Vector(array.dtype), each * len(base))
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array_value, bases, _ = args
+        kind, loaded = context.get_value_type(tile.dtype), []
+        for i in range(len(tile)):
+            start = builder.extract_value(bases, i // each)
+            index = builder.add(start, start.type(i % each * tile.dtype.count))
+            pointer = vector_pointer(context, builder, sig.args[0], array_value, index, kind)
+            loaded.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
+        return context.make_tuple(builder, tile, loaded)
+
+    return tile(array, base, vectors), emit
 
 
 @intrinsic

@@ -26,7 +26,7 @@ _ROLE = (
     "x x_stride x_mask "  # input tensor, elements a pixel, its change mask
     "y y_mask "  # output tensor (`lanes` elements a pixel) and its change mask
     "padded diff "  # the layer's last input, padded; where this frame's bits differ from it
-    "weights weights_size bias "
+    "weights weights_size bias "  # of an elementwise step: head.py; weights_size is 0 where there is none
     "starts "  # int64[ho * wo]: where each output pixel's window begins in the padded input
     "segment_at "  # int64[segments]: where each run begins, from the window's beginning
     "classes outside "  # zero padding (xnor.outside_tables), else classes is -1
@@ -38,7 +38,7 @@ _ROLE = (
     "rows_limit "  # most flips for which the rows kernel is used
     "program program_size "  # elementwise.py
     "sources source_masks targets target_masks "  # int64 lists: masks of the tensors it reads, and stores
-    "fused "  # an elementwise step, and a head behind it: whether it runs with the convolution before it
+    "fused "  # an elementwise step: whether it runs with the convolution before it
     "band "  # output rows (binary) or pixels (float) a convolution computes before its fused program runs
     "average count_padding "  # pool.py
     "factor "  # layout.py

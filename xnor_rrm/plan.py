@@ -17,9 +17,9 @@ from . import policy
 from .bits import pack_signs
 from .errors import ModelError
 from .fold import FOLDABLE, fold
-from .kernels import float_conv, row_table, set_rows, sliced, xnor
+from .kernels import float_conv, head, row_table, set_rows, sliced, xnor
 from .kernels.elementwise import FIELDS, REGISTER, SCALE_FIELD, SHIFT_FIELD, SLOPE_FIELD, Op
-from .kernels.frame import HEAD_PIXELS, REPORT, Constants, Kind
+from .kernels.frame import REPORT, Constants, Kind
 from .kernels.layer import padding_word_mask
 from .kernels.packed import Packed, pack
 from .kernels.simd import aligned
@@ -156,7 +156,6 @@ class _Builder:
     bits: dict[str, int] = field(default_factory=dict)
     initial_bits: list[tuple[int, Array]] = field(default_factory=list)
     scratch: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SCRATCH_SIZES, 64))
-    head: str = ""  # the output's convolution, if it runs with the program that leaves its input
 
     def __post_init__(self) -> None:
         self.layers = {layer.name: layer for layer in self.model.layers}
@@ -244,7 +243,7 @@ class _Builder:
         if binary:
             step["x"] = self.bits[layer.inputs[0]]
             step["x_mask"] = self.state["uint8"].reserve(int(step["h"] * step["w"]))
-        elif layer.name != self.head:
+        else:
             name = layer.inputs[0]
             x, line = self.as_bytes[name] if name in self.as_bytes else (self.floats[name], -1)
             step["x"], step["x_stride"], step["x_mask"], step["line"] = x.offset, x.stride, x.mask, line
@@ -257,17 +256,14 @@ class _Builder:
     def float_conv_step(self, layer: Conv2d, fused: bool) -> None:
         step = self._window_step(layer)
         weights = float_conv.pack_weights(layer.weight, layer.groups)
-        step["kind"], step["groups"], step["fused"] = Kind.FLOAT_CONV, layer.groups, layer.name == self.head
+        step["kind"], step["groups"] = Kind.FLOAT_CONV, layer.groups
         if fused:
             step["band"] = max(8, BAND_BYTES // (4 * int(step["lanes"])))
             self.need(band_f32=int(step["band"] * step["lanes"]), identity=int(step["band"]))
         else:
             y = self.float_tensor(layer.name)
             step["y"], step["y_mask"] = y.offset, y.mask
-        if step["fused"]:
-            step["line"] = -1
-            self.need(band_f32=HEAD_PIXELS * int(step["words"]), identity=HEAD_PIXELS)
-        elif step["line"] >= 0:
+        if step["line"] >= 0:
             self._patches(step)
         elif any(layer.window.padding) or step["x_stride"] != step["words"]:
             step["padded"] = self.state["float32"].reserve(int(step["hp"] * step["wp"] * step["words"]))
@@ -427,21 +423,22 @@ class _Builder:
         step["parities"] = self.const["uint64"].add(parities)
         step["flipped"] = self.const["uint64"].add(flipped)
 
-    def elementwise_step(self, name: str, group: list[Layer], stored: set[str], own: str = "") -> None:
+    def elementwise_step(
+        self, name: str, group: list[Layer], stored: set[str], own: str = "", head_layer: Conv2d | None = None
+    ) -> None:
         """One program for the group.
 
         stored : the members whose values are read outside it as floats; without a group, `name` itself is
-        stored.  own : the convolution just before, if the program is fused with it. Behind it the head is run
-        that reads what is stored, if there is a head already.
+        stored.  own : the convolution just before, if the program is fused with it.  head_layer : what alone
+        reads the one value stored, if it is computed with it.
         """
         h, w, c = self.model.shapes[name]
-        step = geometry((h, w, c), c, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
-        program = _Program(self, int(step["lanes"]), group, own)
+        cout = len(head_layer.weight) if head_layer else c
+        step = geometry((h, w, c), cout, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), binary=False)
+        program = _Program(self, -(-c // float_conv.BLOCK) * float_conv.BLOCK, group, own)
         for layer in group:
             program.run(layer)
-            if self.head and layer.name in stored:
-                program.to_head(layer.name)
-            elif layer.name in stored:
+            if layer.name in stored and not head_layer:
                 program.store(layer.name, self.float_tensor(layer.name))
             program.release(layer)
         if not group:
@@ -452,9 +449,21 @@ class _Builder:
         step["program"], step["program_size"] = const.add(program.code), len(program.code) * FIELDS
         step["sources"], step["source_masks"] = len(program.source_masks), const.add(program.source_masks)
         step["targets"], step["target_masks"] = len(program.target_masks), const.add(program.target_masks)
-        self.need(registers=program.most_registers * max(REGISTER, int(step["lanes"])))
+        self.need(registers=program.most_registers * max(REGISTER, program.width))
         fused = (*program.dots, *(layer.name for layer in group))
-        self.finish(step, StepInfo(name if group else f"{name}.float", "elementwise", fused, h * w, 0, 0))
+        info = StepInfo(name if group else f"{name}.float", "elementwise", fused, h * w, 0, 0)
+        if head_layer:
+            self._with_head(step, head_layer)
+            info = replace(self._info(head_layer, "float"), layers=(*fused, head_layer.name))
+        self.finish(step, info)
+
+    def _with_head(self, step: Any, layer: Conv2d) -> None:
+        """Let the program's step compute the convolution that reads what it leaves."""
+        weights, y = head.pack_weights(layer.weight, layer.bias), self.float_tensor(layer.name)
+        step["weights"], step["weights_size"] = self.const["float32"].add(weights), weights.size
+        step["y"] = y.offset
+        outputs = head.padded_outputs(len(layer.weight))
+        self.need(band_f32=head.CHANNELS * head.PIXELS, registers=outputs * head.PIXELS, identity=outputs)
 
     def valid_bits(self, layer: BinaryConv2d) -> int:
         """Offset of int32[P]: bits under each window that lie inside the image (all, unless zero-padded)."""
@@ -474,7 +483,7 @@ class _Program:
     """Writes the instructions of one elementwise group, giving registers to values while they are needed."""
 
     def __init__(self, builder: _Builder, width: int, group: list[Layer], own: str) -> None:
-        self._b, self._width, self._own = builder, width, own
+        self._b, self.width, self._own = builder, width, own
         self._reads_sums, self._alone = builder.fuse or not group, len(group) == 2
         self._uses: dict[str, int] = {}
         for layer in group:
@@ -499,7 +508,7 @@ class _Program:
         return self._register[name]
 
     def _constants(self, values: Array) -> int:
-        return self._b.const["float32"].add(_padded(values, self._width))
+        return self._b.const["float32"].add(_padded(values, self.width))
 
     def _fetch(self, name: str) -> int:
         """Register of a value, loaded from outside the group where it is not made inside."""
@@ -574,10 +583,6 @@ class _Program:
         """Keep a value: a member's own, or a convolution's dots that a pool or the caller reads."""
         self._emit(Op.STORE, self._fetch(name), tensor.offset, tensor.stride, tensor.mask)
         self.target_masks.append(tensor.mask)
-
-    def to_head(self, name: str) -> None:
-        """Leave a value to the head, pixel by pixel as its kernel reads them."""
-        self._emit(Op.TO_HEAD, self._fetch(name), 0, self._width)
 
     def release(self, layer: Layer) -> None:
         for name in layer.inputs:
@@ -679,27 +684,26 @@ def _fused_group(
     return None
 
 
-def _has_head(
-    model: Model,
-    own: Layer,
-    group: list[Layer],
-    stored: set[str],
-    levels: dict[str, int],
-    readers: dict[str, list[Layer]],
-) -> bool:
-    """Whether the output is a 1x1 convolution that can run with the program of a group fused with `own`.
+def _head(
+    model: Model, own: Layer, group: list[Layer], levels: dict[str, int], readers: dict[str, list[Layer]]
+) -> Conv2d | None:
+    """The output, if it is a 1x1 convolution that can run with the program of a group fused with `own`.
 
-    It alone reads the group's floats, whose pixels stand as it wants them, and nothing comes in between: of
-    all layers only it is behind the group, and only `own` and the group are of their level.
+    That program is one instruction: a batch-norm, a PReLU or both of a binary convolution. The head alone
+    reads what it leaves, and nothing comes in between: no other layer is of their level or behind it.
     """
-    head, level = model.layers[-1], levels[own.name]
-    if not isinstance(head, Conv2d) or not isinstance(own, BinaryConv2d) or stored != set(head.inputs):
-        return False
-    plain = head.window == Window((1, 1)) and head.groups == 1
-    together = {own.name, *(member.name for member in group)}
-    others = {layer.name for layer in model.layers if levels[layer.name] >= level} - together
-    alone = others == {head.name} and readers[head.inputs[0]] == [head]
-    return plain and alone and model.shapes[head.inputs[0]][2] % float_conv.BLOCK == 0
+    layer, level, kinds = model.layers[-1], levels[own.name], [type(member) for member in group]
+    if not isinstance(layer, Conv2d) or not isinstance(own, BinaryConv2d):
+        return None
+    plain = layer.window == Window((1, 1)) and layer.groups == 1
+    chain = [own.name, *(member.name for member in group)]
+    linear = all(
+        reader.inputs == (name,) and readers[name] == [reader]
+        for name, reader in zip(chain, [*group, layer], strict=True)
+    )
+    others = {other.name for other in model.layers if levels[other.name] >= level} - {*chain, layer.name}
+    one = kinds in ([Affine], [PRelu], [Affine, PRelu])
+    return layer if plain and linear and one and not others else None
 
 
 def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = True) -> Plan:
@@ -723,9 +727,8 @@ def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = 
             if not isinstance(layer, Sign)
             and (layer.name == output or any(r.name not in names for r in b.readers[layer.name]))
         }
-        if own and _has_head(model, b.layers[own], group, stored, levels, b.readers):
-            b.head = output
-        b.elementwise_step(group[0].name, group, stored, own)
+        head_layer = _head(model, b.layers[own], group, levels, b.readers) if own else None
+        b.elementwise_step(group[0].name, group, stored, own, head_layer)
 
     for level in range(max(levels.values()) + 1):
         here = [layer for layer in layers if levels[layer.name] == level]
@@ -740,7 +743,7 @@ def build_plan(model: Model, costs: policy.Costs | None = None, *, fuse: bool = 
                 others = [r for r in b.readers[layer.name] if not isinstance(r, ELEMENTWISE)]
                 if layer.name == output or others or not fuse:
                     b.elementwise_step(layer.name, [], set())
-            elif isinstance(layer, Conv2d):
+            elif isinstance(layer, Conv2d) and layer.name not in b.floats:  # else done, as a head
                 b.float_conv_step(layer, fused is not None)
             elif isinstance(layer, MaxPool):
                 b.pool_step(layer)

@@ -181,8 +181,6 @@ class Stream:
             shape = int(step["ho"]), int(step["wo"])
             if self._stats == () or path in (Path.DENSE, Path.CLEAN):
                 masks.append(np.full(shape, self._stats != () and path == Path.DENSE))
-            elif step["kind"] == Kind.FLOAT_CONV and step["fused"]:  # a head: as the program before it
-                masks.append(masks[-1].copy())
             elif step["kind"] in (Kind.FLOAT_CONV, Kind.POOL):  # keep no list of what they compute
                 changed = self._mask(step["x_mask"], int(step["h"]), int(step["w"]))
                 masks.append(windows_holding(changed, step))
