@@ -548,26 +548,22 @@ def run(
     all_pixels: bool,
     keep: bool,
     threshold: int,
-    plan: int,
-    plan_bytes: int,
-    constants: int,
-    state: int,
-    scratch: int,
+    places: Any,
 ) -> None:
     """Run every step of the plan on one frame, and report on each.
 
-    Three arrays and else numbers: what a call takes grows with its arguments, arrays and tuples above all.
+    Few arguments: each is a third of a microsecond where caches are cold.
 
     source, image, resizing : what `Preprocessor.begin` returns: of `average_areas`, which is done here.
     values : float32[pixels * channels], where the output is copied to.
     all_pixels : compute everything (the dense path, and a cached stream's first frame).
     keep : leave what the next cached frame needs (a dense stream does without).
     threshold : of changes that leave an input pixel as it was (`normalise.py`); 0 on a first frame.
-    plan, plan_bytes : where STEP[n] lies, the input's first.
-    constants, state, scratch : `Memory`.
+    places : int64[5]: where STEP[n] lies, the input's first, and its bytes; and the three of `Memory`.
 
     A change mask is rewritten by its producer on every frame before its consumers read it.
     """
+    plan, plan_bytes, constants, state, scratch = to_tuple(places, 5)
     steps = array_at(plan, plan_bytes, STEP)
     memory, shared = Memory(constants, state, scratch), _scratch(scratch)
     report = shared.report.reshape(-1, REPORT)

@@ -55,15 +55,18 @@ def _list_peaks(maps: Any, size: Any, height: int, width: int, classes: int, lim
     for value in maps:  # the distances too: an upper limit is enough
         above += value >= limit
     logits, places = np.empty(above, np.float32), np.empty((above, 3), np.int64)
+    _, split, channels = size
     for y in range(height):
-        for x in range(width):
-            at = _at(size, y, x)
-            for label in range(classes):
-                logit = maps[at + label]
-                if logit >= limit and _is_peak(maps, size, height, width, y, x, label, logit):
-                    logits[count] = logit
-                    places[count] = y, x, label
-                    count += 1
+        for first in range(0, width, split):  # where a cell begins costs a division
+            at = _at(size, y, first)
+            for x in range(first, first + split):
+                for label in range(classes):
+                    logit = maps[at + label]
+                    if logit >= limit and _is_peak(maps, size, height, width, y, x, label, logit):
+                        logits[count] = logit
+                        places[count] = y, x, label
+                        count += 1
+                at += channels
     order = np.argsort(-logits[:count], kind="mergesort")
     return logits[order], places[order]
 
@@ -134,13 +137,15 @@ def find_points(maps: Any, split: int, count: int, cell: float, placement: Any) 
     size = maps.shape[1], split, count
     tops, places = np.full(count, -np.inf, np.float32), np.zeros((count, 2), np.int64)
     for y in range(height):
-        for x in range(width):
-            at = _at(size, y, x)
-            for point in range(count):
-                value = flat[at + point]
-                if value > tops[point] or (isnan(value) and not isnan(tops[point])):
-                    tops[point] = value
-                    places[point] = y, x
+        for first in range(0, width, split):
+            at = _at(size, y, first)
+            for x in range(first, first + split):
+                for point in range(count):
+                    value = flat[at + point]
+                    if not value <= tops[point] and not isnan(tops[point]):
+                        tops[point] = value
+                        places[point] = y, x
+                at += count
     points, scores = np.empty((count, 2), np.float32), np.empty(count, np.float32)
     for point in range(count):
         y, x = places[point]

@@ -168,7 +168,8 @@ def test_embedded_networks(name, costs):
         for mode in ("dense", "cached")
         for fuse in (True, False)
     ]
-    assert model.plan.steps[-1]["fused"] and len(model.plan.info[-1].layers) == 4
+    assert model.plan.steps[-1]["fused"]
+    assert len(model.plan.info[-1].layers) == 4
     before = np.zeros(model.output_shape, np.float32)
     for frame in random_frames(np.random.default_rng(0), 4, *model.input_rule.crop, "pixel"):
         values = [stream.values(frame) for stream in streams]

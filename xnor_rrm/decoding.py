@@ -8,6 +8,7 @@ the same maps is the same on every frame: float32 and float64 operations in a fi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -108,12 +109,17 @@ class BoxDecoding:
 
     def decode(self, maps: Array, placement: Placement) -> Detections:
         """maps : float32[h, w, C + 4], before they are split.  O(h w C), and O(N ** 2) of the peaks."""
+        return self.decoder(maps.shape, placement)(maps)
+
+    def decoder(self, shape: tuple[int, ...], placement: Placement) -> Callable[[Array], Detections]:
+        """`decode` for maps of one shape and frames of one size: a stream makes it once."""
         from .kernels.peaks import find_boxes  # loads Numba, which a model alone does without
 
-        classes = self.labels_of(maps.shape[2])
         limit = np.float32(math.log(self.threshold / (1 - self.threshold)))
-        sizes = self.split, classes, float(self.cell), limit, self.overlap, min(self.most, maps.size)
-        return Detections(*find_boxes(np.ascontiguousarray(maps), *sizes, tuple(map(float, placement))))
+        most = min(self.most, math.prod(shape))
+        sizes = self.split, self.labels_of(shape[2]), float(self.cell), limit, self.overlap, most
+        place = tuple(map(float, placement))
+        return lambda maps: Detections(*find_boxes(np.ascontiguousarray(maps), *sizes, place))
 
 
 @dataclass(frozen=True)
@@ -150,11 +156,20 @@ class PointDecoding:
 
     def decode(self, maps: Array, placement: Placement) -> KeyPoints:
         """maps : float32[h, w, K], before they are split.  O(h w K)."""
+        return self.decoder(maps.shape, placement)(maps)
+
+    def decoder(self, shape: tuple[int, ...], placement: Placement) -> Callable[[Array], KeyPoints]:
+        """As `BoxDecoding.decoder`."""
         from .kernels.peaks import find_points  # as above
 
-        sizes = self.split, self.labels_of(maps.shape[2]), float(self.cell)
-        points, scores = find_points(np.ascontiguousarray(maps), *sizes, tuple(map(float, placement)))
-        return KeyPoints(points, scores, scores >= np.float32(self.threshold))
+        sizes = self.split, self.labels_of(shape[2]), float(self.cell)
+        place, threshold = tuple(map(float, placement)), np.float32(self.threshold)
+
+        def decode(maps: Array) -> KeyPoints:
+            points, scores = find_points(np.ascontiguousarray(maps), *sizes, place)
+            return KeyPoints(points, scores, scores >= threshold)
+
+        return decode
 
 
 Decoding = BoxDecoding | PointDecoding

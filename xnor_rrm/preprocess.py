@@ -59,6 +59,7 @@ class Preprocessor:
         self._rule = rule
         self._shape: tuple[int, ...] = (-1, -1)  # of the last frame, or its planes
         self._planes: tuple[str, bool] | None = None  # of the last frame: by which standard, of which range
+        self.prepared = 0  #: how often a frame came whose size or kind was not the last one's
         self._resize: _Resize | None = None
         self._average: _Average | None = None
         self._kept: tuple[slice, slice] | None = None
@@ -135,6 +136,7 @@ class Preprocessor:
 
     def _prepare(self, frame: Frame) -> None:
         """Plan for frames like this one."""
+        self.prepared += 1
         rule, crop, (height, width) = self._rule, self._rule.crop, frame.shape[:2]
         resized = self._resized(height, width)
         if rule.fit == "crop" and (resized[0] < crop[0] or resized[1] < crop[1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
@@ -79,21 +80,19 @@ class Stream:
         if not is_integer or not 0 <= threshold <= 255:
             raise XnorError("a threshold that is an integer from 0 to 255", repr(threshold))
         self.model, self.mode, self.threshold = model, mode, int(threshold)
+        self._keep = mode == "cached"
         self._plan = plan or model.plan
         self._preprocess = Preprocessor(model.input_rule)
         state = pack(State(*(np.zeros(size + 128, name) for name, size in self._plan.state.items())))
         scratch = pack(_scratch(self._plan))
         self._state, self._scratch = state.views, scratch.views
         self._report = scratch.views.report.reshape(-1, REPORT)
-        self._output = self._plan.output[1] * self._plan.output[3]
-        steps = self._plan.steps
-        self._addresses = (
-            int(steps.ctypes.data),
-            steps.nbytes,
-            self._plan.constants.address,
-            state.address,
-            scratch.address,
-        )
+        self._output, self._output_shape = self._plan.output[1] * self._plan.output[3], model.output_shape
+        self._decoder: Callable[[Array], Answer]
+        self._decoder_of = -1  # which of the preprocessor's preparations it is for
+        steps, constants = self._plan.steps, self._plan.constants
+        places = steps.ctypes.data, steps.nbytes, constants.address, state.address, scratch.address
+        self._places = np.array(places, np.int64)
         self._began = 0.0
         for offset, words in self._plan.initial_bits:
             self._state.u64[offset : offset + words.size] = words
@@ -102,7 +101,7 @@ class Stream:
 
     def reset(self) -> None:
         """Forget all frames: the next one is let through and computed whole, as the first one was."""
-        self._frame_size: tuple[int, ...] | None = None
+        self._prepared = 0  # as the preprocessor was when the last frame came; 0: its state is not trusted
 
     def __call__(self, frame: Frame) -> Answer:
         """The answer for one frame, by the model's task.
@@ -116,26 +115,26 @@ class Stream:
 
     def answer(self, values: npt.NDArray[np.float32]) -> Answer:
         """What `__call__` makes of the last frame's `values`."""
-        decoding = self.model.decoding
-        if decoding is None:
+        if self.model.decoding is None:
             return values
-        return decoding.decode(values.reshape(self.model.output_shape), self._preprocess.placement)
+        if self._decoder_of != self._preprocess.prepared:
+            self._decoder_of = self._preprocess.prepared
+            self._decoder = self.model.decoding.decoder(self._output_shape, self._preprocess.placement)
+        return self._decoder(values.reshape(self._output_shape))
 
     def values(self, frame: Frame) -> npt.NDArray[np.float32]:
         """The network's output for one frame, before it is decoded.
 
         A new float32 array of all output values (for a classifier, one logit a class). See `__call__`.
         """
-        started = self._frame_size
-        self._frame_size = None  # whatever fails from here on, the caches are not trusted again
+        before, self._prepared = self._prepared, 0  # whatever fails from here on
         start = perf_counter()
         image = self._preprocess.begin(frame)
         self._began = perf_counter() - start
-        afresh, keep = started != frame.shape, self.mode == "cached"
+        afresh, keep = before != self._preprocess.prepared, self._keep
         values: Array = np.empty(self._output, np.float32)
-        run(*image, values, afresh or not keep, keep, 0 if afresh else self.threshold, *self._addresses)
-        self._frame_size = frame.shape
-        self._stats = None
+        run(*image, values, afresh or not keep, keep, 0 if afresh else self.threshold, self._places)
+        self._prepared, self._stats = self._preprocess.prepared, None
         return values
 
     @property
