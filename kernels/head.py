@@ -126,7 +126,7 @@ def run_head(
             end = min(c + CHANNELS, channels)
             _fill(program, constants, counts, bases, bits, c, end, x)
             for o in range(0, outputs, OUTPUTS):
-                places = scaled(PIXELS, order, o, outputs, 10)
+                places = scaled(PIXELS, order, o, outputs - 1, 10)
                 total, w = tile_load(sums, places, 2), (o * channels + c * OUTPUTS)
                 for i in range(end - c):
                     total = tile_fma(total, weights, _TILE, w + i * OUTPUTS, x, i * PIXELS)

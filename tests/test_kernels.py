@@ -416,6 +416,10 @@ LAYERS: dict[str, Callable[[Builder, str], Any]] = {
     "add": lambda net, top: net.plus(net.relu(top), net.affine(net.affine(top))),
     "add to itself": lambda net, top: net.plus(top, top),
     "binary": lambda net, top: net.binary(net.affine(top), 33, net.window(top), pad_value=-1),
+    "binary, head": lambda net, top: net.conv(net.affine(net.binary(top, 70, SAME)), 21, POINT),
+    "binary, head behind both": lambda net, top: net.conv(
+        net.prelu(net.affine(net.binary(top, 33, SAME, pad_value=0))), 5, POINT
+    ),
     "binary, read twice": lambda net, top: _read_twice(net, net.binary(top, 40, net.window(top))),
 }
 

@@ -59,7 +59,7 @@ class Preprocessor:
         self._rule = rule
         self._shape: tuple[int, ...] = (-1, -1)  # of the last frame, or its planes
         self._planes: tuple[str, bool] | None = None  # of the last frame: by which standard, of which range
-        self.prepared = 0  #: how often a frame came whose size or kind was not the last one's
+        self.prepared = 0  #: how often a frame came whose shape or kind was not the last one's
         self._resize: _Resize | None = None
         self._average: _Average | None = None
         self._kept: tuple[slice, slice] | None = None
@@ -94,6 +94,8 @@ class Preprocessor:
         known = type(pixels) is np.ndarray and pixels.dtype is _BYTE and planes == self._planes
         if not known or pixels.shape != self._shape:
             check_frame(frame, self._rule)
+            if pixels.shape != self._shape or planes != self._planes:
+                self.prepared += 1
             if pixels.shape[:2] != self._shape[:2] or planes != self._planes:
                 self._shape = (-1, -1)  # should that fail
                 self._prepare(frame)
@@ -136,7 +138,6 @@ class Preprocessor:
 
     def _prepare(self, frame: Frame) -> None:
         """Plan for frames like this one."""
-        self.prepared += 1
         rule, crop, (height, width) = self._rule, self._rule.crop, frame.shape[:2]
         resized = self._resized(height, width)
         if rule.fit == "crop" and (resized[0] < crop[0] or resized[1] < crop[1]):
