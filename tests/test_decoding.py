@@ -146,6 +146,18 @@ def test_a_stream_answers_by_the_models_task():
     assert found.boxes.tobytes() == expected.boxes.tobytes()
 
 
+def test_a_streams_answers_follow_the_frames_size():
+    decoding = BoxDecoding(cell=8, threshold=0.01)
+    stream = model_of(5, decoding).stream()
+    square, wide = Placement(2.0, 2.0, 8.0, 0.0, 64, 64), Placement(2.0, 2.0, 0.0, 0.0, 64, 96)
+    for placement in (square, wide, Placement.whole((32, 48)), square):
+        frame = np.random.default_rng(1).integers(0, 256, (*placement[4:], 3), np.uint8)
+        found = stream(frame)
+        expected = decoding.decode(stream.values(frame).reshape(4, 6, 5), placement)
+        assert len(found) > 0
+        assert found.boxes.tobytes() == expected.boxes.tobytes()
+
+
 @pytest.mark.parametrize(
     ("channels", "decoding", "labels", "message"),
     [
